@@ -3,10 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo test lab docs bench export check test-servers train-test text book lock clean
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || echo 3.11)
 UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
-NOTEBOOKS := $(sort $(wildcard nbs/*.ipynb))
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,11 +14,12 @@ demo: .venv/ready ## both stories on embedded defaults, then the pictures
 	@$(BIN)/voxrec demo
 
 test: .venv/ready check ## every check, every notebook, every test that needs no server
-	@$(BIN)/nbdev_test --path nbs --n_workers 2 --do_print
+	@$(BIN)/python tests/run_book.py
 	@$(BIN)/pytest -m "not redis and not train"
 
 test-servers: .venv/ready ## the same contracts on real servers (redis-server on the PATH)
-	@$(BIN)/pytest -m "redis"
+	@command -v redis-server >/dev/null || { echo "no redis-server on the PATH (Debian: apt-get install redis-server)" >&2; exit 1; }
+	@$(BIN)/pytest -m redis
 
 train-test: ## the tests that need torch, in an environment of their own
 	@if grep -rlqs "mark.train" tests; then echo "no training environment yet" >&2; exit 1; \
@@ -27,29 +27,28 @@ train-test: ## the tests that need torch, in an environment of their own
 
 check: .venv/ready ## notebook == module, clean notebooks, ruff, types, import contracts
 	@$(BIN)/python tests/check_book.py
-	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check nbs benchmarks tests load_tests dashboards setup.py
+	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache --no-logo 2>&1 | tail -n 3 ; exit $${PIPESTATUS[0]}
+	@said=$$($(BIN)/lint-imports --no-cache --no-logo 2>&1) || { echo "$$said"; exit 1; }
 
 lab: .venv/ready ## JupyterLab on the book
 	@$(BIN)/jupyter lab nbs
 
 docs: .venv/ready ## the book as a web site in _docs/, made to be read offline
-	@$(BIN)/mkdocs build -q && echo "open _docs/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict && echo "open _docs/index.html"
 
 bench: .venv/ready ## run every benchmark, then write benchmarks/REPORT.md
 	@$(BIN)/voxrec bench run --all && $(BIN)/voxrec bench report
 
 export: .venv/ready ## notebooks -> voxrec/, README.md
-	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean --fname nbs && $(BIN)/nbdev_clean --fname benchmarks
-	@$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir . --output README nbs/index.ipynb
+	@$(BIN)/python tests/check_book.py --export
 
 text: .venv/ready ## make text NB=33_coview: a notebook as 33_coview.py, to edit
 	@$(BIN)/jupytext -q --to py:percent nbs/$(NB).ipynb -o $(NB).py && echo "edit $(NB).py, then: make book NB=$(NB)"
 
 book: .venv/ready ## make book NB=33_coview: the text back into its notebook, exported, run, cleaned
 	@$(BIN)/jupytext -q $(if $(wildcard nbs/$(NB).ipynb),--update) --to ipynb --output nbs/$(NB).ipynb $(NB).py
-	@$(BIN)/ruff format -q nbs/$(NB).ipynb && $(BIN)/python -c "from nbdev.export import nb_export; nb_export('nbs/$(NB).ipynb')"
+	@$(BIN)/ruff format -q nbs/$(NB).ipynb && $(BIN)/nbdev_export
 	@cd nbs && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN $(NB).ipynb
 	@$(BIN)/nbdev_clean --fname nbs/$(NB).ipynb && rm $(NB).py
 
@@ -58,11 +57,11 @@ lock: $(UV) ## resolve settings.ini again into locks/
 		$(addprefix --extra ,serve recs dash load dev) -o locks/main.lock
 
 clean: ## environments, caches and everything that runs leave behind
-	rm -rf .venv .venv-* .tools build dist *.egg-info _docs .voxrec .*_cache benchmarks/executed
+	rm -rf .venv .venv-* .tools build dist *.egg-info _docs .voxrec .*_cache .hypothesis benchmarks/executed
 
 # uv is taken from the PATH, else from PyPI into .tools; the environment is made again only when its lock changes.
 .tools/bin/uv:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "voxrec needs Python 3.11 on the PATH (or make PYTHON=...)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "voxrec needs Python 3.11 on the PATH (or make PYTHON=...)" >&2; exit 1; }
 	@echo "Getting uv ..."; $(PYTHON) -m venv .tools && .tools/bin/pip -q --disable-pip-version-check install uv
 
 .venv/ready: locks/main.lock settings.ini setup.py pyproject.toml | $(UV)

@@ -1,0 +1,109 @@
+"""The notebooks, voxrec/ and README.md, held together.
+
+`make export` runs this with --export: it makes the package and the README from the notebooks. `make check` runs
+it without: it does the same in a temporary copy, and tells what comes out different.
+"""
+
+import difflib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+MAX_OUTPUT_BYTES = 1_000_000
+SHOWN_LINES = 12
+
+
+def notebooks(root: Path) -> list[Path]:
+    "The notebooks of the book and of the benchmarks, relative to `root`."
+    return sorted(
+        p.relative_to(root) for folder in ("nbs", "benchmarks") for p in (root / folder).glob("*.ipynb")
+    )
+
+
+def readme(index: Path) -> str:
+    "The index notebook as README.md, which stands a folder higher than it: relative links move with it."
+    from nbconvert import MarkdownExporter
+
+    text = MarkdownExporter().from_filename(str(index))[0]
+    return re.sub(r"\]\((?!https?:|#)", f"]({index.parent}/", text)
+
+
+def export(root: Path) -> None:
+    "Package, clean notebooks and README.md, in `root`."
+    from nbdev.clean import nbdev_clean
+    from nbdev.doclinks import nbdev_export
+
+    os.chdir(root)  # nbdev finds settings.ini from here
+    warnings.simplefilter("error", UserWarning)  # nbdev only warns of a notebook that it cannot export
+    nbdev_export()
+    for path in notebooks(root):
+        nbdev_clean(fname=str(path))
+    index = Path("nbs/index.ipynb")
+    if index.exists():
+        Path("README.md").write_text(readme(index), encoding="utf-8")
+
+
+def output_problems(root: Path) -> Iterator[str]:
+    "Outputs that a reader should not meet: errors, and more than `MAX_OUTPUT_BYTES` in a notebook."
+    for path in notebooks(root):
+        cells = json.loads((root / path).read_text(encoding="utf-8"))["cells"]
+        outputs = [o for cell in cells for o in cell.get("outputs", [])]
+        for output in outputs:
+            if output["output_type"] == "error":
+                yield f"{path}: an output is an error, {output['ename']}: {output['evalue'][:100]}"
+        if (size := len(json.dumps(outputs))) > MAX_OUTPUT_BYTES:
+            yield f"{path}: outputs of {size:,} bytes; {MAX_OUTPUT_BYTES:,} are allowed"
+
+
+def sources(root: Path) -> set[Path]:
+    "What a notebook makes, relative to `root`: modules, README.md, and the cleaned notebooks themselves."
+    modules = {p.relative_to(root) for p in (root / "voxrec").rglob("*.py")}
+    return modules | set(notebooks(root)) | ({Path("README.md")} if (root / "README.md").exists() else set())
+
+
+def differences(root: Path, made: Path) -> Iterator[str]:
+    "Each file that is not what the notebooks make, with the first lines that differ."
+    for path in sorted(sources(root) | sources(made)):
+        if not (made / path).exists():
+            yield f"{path}: no notebook makes it; delete it, or write its notebook"
+        elif not (root / path).exists():
+            yield f"{path}: missing"
+        else:
+            here, there = ((r / path).read_text(encoding="utf-8") for r in (root, made))
+            diff = list(
+                difflib.unified_diff(here.splitlines(), there.splitlines(), "is", "should be", "", "", 0)
+            )
+            if here != there:
+                what = "is not clean" if path.suffix == ".ipynb" else "is not what its notebook exports"
+                lines = [f"    {line[:120]}" for line in diff[2 : 2 + SHOWN_LINES]]
+                yield "\n".join([f"{path}: {what}", *lines])
+
+
+def main(root: Path) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder).resolve()
+        shutil.copy(root / "settings.ini", copy)
+        for path in notebooks(root):
+            (copy / path).parent.mkdir(exist_ok=True)
+            shutil.copy(root / path, copy / path)
+        export(copy)
+        different, outputs = list(differences(root, copy)), list(output_problems(root))
+        os.chdir(root)
+    for problem in different + outputs:
+        print(f"- {problem}")
+    if different:
+        print("Edit notebooks only, then run: make export")
+    if outputs:
+        print("Run the notebook again (make text NB=.., make book NB=..) until its outputs are fit to print.")
+    return 1 if different or outputs else 0
+
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent.parent
+    sys.exit(export(here) if "--export" in sys.argv else main(here))

@@ -1,0 +1,254 @@
+"""The door for events: a table of bad input, and that no bytes whatever make it raise."""
+
+import json
+from typing import Any, get_args
+
+import jsonschema
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voxrec.errors import DataError, InputError
+from voxrec.recs.events import (
+    MAX_AHEAD_MS,
+    MAX_BODY_BYTES,
+    MAX_BODY_EVENTS,
+    MAX_EVENT_BYTES,
+    REQUIRED,
+    Event,
+    Promo,
+    RankedList,
+    Reason,
+    Update,
+    decode_event,
+    decode_events,
+    encode_event,
+    event_schema,
+    fault,
+    key_of,
+    promo_of,
+    topic_of,
+)
+
+NOW = 1_767_312_000_000
+VIEW = {"event_id": "e1", "type": "view", "ts": NOW, "user_id": "u1", "master_id": "M1"}
+ORDER = {**VIEW, "type": "order", "qty": 2, "price": 19.9}
+PROMO = {"event_id": "e2", "type": "promo", "ts": NOW, "pid": "M1-0"}
+
+
+def only(body: bytes) -> tuple[str, str]:
+    "Reason and detail of the one refusal that the body must give."
+    events, refused = decode_events(body, NOW)
+    assert not events and len(refused) == 1 and refused[0].index == 0
+    return refused[0].reason, refused[0].detail
+
+
+def without(event: dict[str, Any], name: str) -> dict[str, Any]:
+    return {k: v for k, v in event.items() if k != name}
+
+
+def promo(**props: Any) -> dict[str, Any]:
+    return {**PROMO, "props": props}
+
+
+BAD: list[tuple[str, Any, str, str]] = [
+    ("no id", without(VIEW, "event_id"), "missing_field", "event_id"),
+    ("no type", without(VIEW, "type"), "missing_field", "type"),
+    ("no time", without(VIEW, "ts"), "missing_field", "ts"),
+    ("view of nothing", without(VIEW, "master_id"), "missing_field", "master_id"),
+    ("view by nobody", {**VIEW, "user_id": None}, "missing_field", "user_id"),
+    ("order without quantity and price", {**VIEW, "type": "order"}, "missing_field", "qty and price"),
+    ("promo without an offer", without(PROMO, "pid"), "missing_field", "pid"),
+    ("click without an answer", {**VIEW, "type": "rec_clicked"}, "missing_field", "rec_id"),
+    ("unknown type", {**VIEW, "type": "like"}, "unknown_type", "like"),
+    ("unknown field", {**VIEW, "catgory_id": "kettles"}, "unknown_field", "catgory_id"),
+    ("a later schema", {**VIEW, "v": 2}, "bad_version", "$.v"),
+    ("future", {**VIEW, "ts": NOW + MAX_AHEAD_MS + 1}, "future_time", "300001"),
+    ("far future", {**VIEW, "ts": 10**30}, "future_time", "ahead"),
+    ("seconds", {**VIEW, "ts": NOW // 1000}, "bad_time", "seconds"),
+    ("before 1970", {**VIEW, "ts": -1}, "bad_value", "$.ts"),
+    ("time as text", {**VIEW, "ts": "2026-01-02"}, "bad_value", "$.ts"),
+    ("time as fraction", {**VIEW, "ts": 1.5}, "bad_value", "$.ts"),
+    ("negative price", {**ORDER, "price": -0.01}, "bad_value", "$.price"),
+    ("absurd price", {**ORDER, "price": 1e13}, "bad_value", "$.price"),
+    ("no pieces", {**ORDER, "qty": 0}, "bad_value", "$.qty"),
+    ("absurd quantity", {**ORDER, "qty": 10**18}, "bad_value", "$.qty"),
+    ("quantity as boolean", {**ORDER, "qty": True}, "bad_value", "$.qty"),
+    ("negative position", {**VIEW, "position": -1}, "bad_value", "$.position"),
+    ("empty id", {**VIEW, "user_id": ""}, "bad_value", "$.user_id"),
+    ("number as id", {**VIEW, "user_id": 42}, "bad_value", "$.user_id"),
+    ("65 characters", {**VIEW, "user_id": "u" * 65}, "bad_value", "$.user_id"),
+    ("66 bytes in 33 characters", {**VIEW, "master_id": "ü" * 33}, "bad_id", "66 bytes"),
+    ("66 bytes of pid", {**PROMO, "pid": "ü" * 33}, "bad_id", "pid"),
+    ("nested props", {**VIEW, "props": {"a": {"b": 1}}}, "bad_value", "$.props"),
+    ("too much in props", {**VIEW, "props": {"a": "x" * MAX_EVENT_BYTES}}, "too_large", str(MAX_EVENT_BYTES)),
+    ("negative boost", promo(boost=-1), "bad_promo", "$.boost"),
+    ("absurd boost", promo(boost=1001), "bad_promo", "$.boost"),
+    ("boost as text", promo(boost="high"), "bad_promo", "$.boost"),
+    ("negative bid", promo(ad_bid=-0.5), "bad_promo", "$.ad_bid"),
+    ("flash sale as number", promo(flash_sale=1), "bad_promo", "$.flash_sale"),
+    ("expiry in milliseconds", promo(expiry=NOW), "bad_promo", "$.expiry"),
+    ("expiry before 1970", promo(expiry=-1), "bad_promo", "$.expiry"),
+    ("unknown promo prop", promo(bost=2), "bad_promo", "bost"),
+    ("version set by hand", promo(version=9), "bad_promo", "version"),
+    ("not an object", 7, "bad_value", "object"),
+    ("null", None, "bad_value", "object"),
+]
+
+
+@pytest.mark.parametrize(("event", "reason", "says"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_event_is_refused_alone_and_whole(event: Any, reason: str, says: str) -> None:
+    one = json.dumps(event).encode()
+    got, detail = only(one)
+    assert got == reason and says in detail
+
+    body = json.dumps([VIEW, event, ORDER]).encode()
+    events, refused = decode_events(body, NOW)
+    assert [e.type for e in events] == ["view", "order"]
+    assert [(r.index, r.reason) for r in refused] == [(1, reason)]
+    assert len(one) > MAX_EVENT_BYTES or json.loads(refused[0].raw) == event
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "broken_json"),
+        (b"hello", "broken_json"),
+        (b'{"event_id": "e1"', "broken_json"),
+        (json.dumps(VIEW).encode()[:-1], "broken_json"),
+        (json.dumps(VIEW).encode() * 2, "broken_json"),  # JSON lines are not a list
+        (b'{"price": NaN}', "broken_json"),  # Python's json.dumps writes this, but it is no JSON
+        (b'[{"price": NaN}]', "broken_json"),
+        (b'{"price": 1e999}', "bad_value"),
+        (b'{"user_id": "\xff"}', "broken_json"),
+        (b'{"user_id": "\\ud800"}', "broken_json"),
+        (b"[" * 100_000, "broken_json"),
+        (b'{"props":' * 5_000, "bad_value"),
+        (b'{"ts": ' + b"1" * 5_000 + b"}", "bad_value"),
+        (b"[" + b"1," * MAX_BODY_EVENTS + b"1]", "too_large"),
+        (b" " * 10_000_000, "too_large"),
+        (json.dumps([VIEW] * 100_000).encode(), "too_large"),
+    ],
+)
+def test_bad_body_is_one_refusal(body: bytes, reason: str) -> None:
+    assert only(body)[0] == reason
+    _, (refused,) = decode_events(body, NOW)
+    assert len(refused.raw) <= 4 * MAX_EVENT_BYTES and len(refused.detail) <= 300
+
+
+def test_good_ones_around_bad_utf8_are_kept() -> None:
+    good = json.dumps(VIEW).encode()
+    events, refused = decode_events(b"[" + good + b', {"user_id": "\xff"}, ' + good + b"]", NOW)
+    assert len(events) == 2 and [(r.index, r.reason) for r in refused] == [(1, "broken_json")]
+
+
+def test_edges_that_are_good() -> None:
+    edges = [
+        {**VIEW, "ts": NOW + MAX_AHEAD_MS},
+        {**ORDER, "price": 0},
+        {**VIEW, "user_id": "u" * 64},
+        {**VIEW, "user_id": "}{ \n'\"\\"},
+        {**VIEW, "props": {"a": None, "b": 1.5, "c": True, "d": "x", "e": 10**30}},
+        {**VIEW, "v": 1, "session_id": None},
+        {
+            **PROMO,
+            "props": {"boost": 0, "ad_bid": 1000, "expiry": 0, "flash_sale": True, "out_of_stock": True},
+        },
+        PROMO,
+    ]
+    events, refused = decode_events(json.dumps(edges).encode(), NOW)
+    assert len(events) == len(edges) and not refused
+    assert decode_events(b"[]", NOW) == ([], []) and decode_events(b" \n[ ]\t", NOW) == ([], [])
+
+
+def test_full_body_is_taken_whole() -> None:
+    item = json.dumps(VIEW)
+    count = min(MAX_BODY_EVENTS, (MAX_BODY_BYTES - 2) // (len(item) + 1))
+    events, refused = decode_events(f"[{','.join([item] * count)}]".encode(), NOW)
+    assert len(events) == count and not refused
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_the_door_raise(body: bytes) -> None:
+    _, refused = decode_events(body, NOW)
+    assert all(r.reason in get_args(Reason) for r in refused)
+
+
+scalar = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=70)
+loose = st.recursive(
+    scalar, lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(max_size=5), s, max_size=3)
+)
+near_event = st.fixed_dictionaries(
+    {"event_id": loose, "type": st.sampled_from([*REQUIRED, "like"]), "ts": st.just(NOW) | loose},
+    optional={name: loose for name in Event.__struct_fields__ if name not in ("event_id", "type", "ts")},
+)
+
+
+@given(st.lists(near_event | loose, max_size=4))
+def test_what_nearly_is_an_event_is_let_in_or_refused_never_lost(items: list[Any]) -> None:
+    body = json.dumps(items).encode()
+    events, refused = decode_events(body, NOW)
+    whole = [r for r in refused if r.reason == "broken_json" and r.index == 0]  # a NaN breaks the whole list
+    assert whole or len(events) + len(refused) == len(items)
+    for event in events:
+        assert fault(event, NOW) is None and decode_event(encode_event(event)) == event
+        assert key_of(event) and topic_of(event)
+
+
+ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=16)
+good_event = st.builds(
+    Event,
+    event_id=ids,
+    type=st.sampled_from(["view", "cart", "order"]),
+    ts=st.integers(NOW - 10**10, NOW),
+    user_id=ids,
+    master_id=ids,
+    qty=st.integers(1, 1_000_000),
+    price=st.floats(0, 1e12),
+    props=st.none()
+    | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.booleans(), max_size=3),
+)
+
+
+@given(st.lists(good_event, max_size=5))
+def test_what_is_sent_is_what_is_read(events: list[Event]) -> None:
+    body = b"[" + b",".join(map(encode_event, events)) + b"]"
+    assert decode_events(body, NOW) == (events, [])
+
+
+def test_schema_agrees_with_the_door() -> None:
+    validator = jsonschema.Draft202012Validator(event_schema())
+    validator.check_schema(event_schema())
+    for event in (VIEW, ORDER, PROMO, {**VIEW, "session_id": None}):
+        assert validator.is_valid(event)
+    beyond = {"bad_id", "bad_time", "future_time", "bad_promo", "too_large"}  # what JSON Schema cannot say
+    for name, event, reason, _ in BAD:
+        assert validator.is_valid(event) == (reason in beyond), name
+
+
+def test_log_reader_refuses_what_is_no_event() -> None:
+    with pytest.raises(DataError, match="not a shop event"):
+        decode_event(b'{"hello": 1}')
+    with pytest.raises(DataError):
+        decode_event(b"\xff")
+
+
+@pytest.mark.parametrize("boost", [float("nan"), float("inf"), -1.0])
+def test_promo_made_in_python_is_checked_too(boost: float) -> None:
+    event = Event(event_id="e", type="promo", ts=NOW, pid="P", props={"boost": boost})
+    with pytest.raises(InputError, match="boost"):
+        promo_of(event)
+    assert fault(event, NOW) is not None
+    with pytest.raises(InputError, match="no promotion"):
+        promo_of(Event(event_id="e", type="view", ts=NOW))
+    with pytest.raises(InputError, match="user_id"):
+        key_of(Event(event_id="e", type="view", ts=NOW))
+
+
+def test_updates_share_a_channel() -> None:
+    for update in (
+        Promo("P", boost=2.0, version=NOW),
+        RankedList("cat:co_view", "a", (("b", 1.0),), NOW, as_of=3),
+    ):
+        assert msgspec.json.decode(msgspec.json.encode(update), type=Update) == update
