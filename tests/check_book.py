@@ -1,7 +1,7 @@
 """The notebooks, voxrec/ and README.md, held together.
 
-`make export` runs this with --export: it makes the package and the README from the notebooks. `make check` runs
-it without: it does the same in a temporary copy, and tells what comes out different.
+`make export` runs this with --export: it makes the package and the README from the notebooks. `make check`
+runs it without: it does the same in a temporary copy, and tells what comes out different.
 """
 
 import difflib

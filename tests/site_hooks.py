@@ -4,14 +4,11 @@ import base64
 import html
 import io
 import re
-import shutil
 from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
-
-PICTURES = {".gif", ".jpg", ".png", ".svg"}
 
 
 def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
@@ -21,8 +18,8 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
     )
     content = re.sub(r'<script type="module">(?:(?!</script>).)*mermaid.*?</script>', "", content, flags=re.S)
     content = re.sub(r"<(p|li)\b[^>]*>.*?</\1>", lambda m: _with_formulas(m[0], page), content, flags=re.S)
-    content = re.sub(r'href="(?:nbs/)?(\w+)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', content)
-    return re.sub(r'href="([^":#]+)"', lambda m: _link(m, config), content)
+    content = re.sub(r'href="(\w+)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', content)
+    return content.replace('href="../', f'href="{_repository()}/')
 
 
 def _with_formulas(text: str, page: Any) -> str:
@@ -51,21 +48,16 @@ def _formula(tex: str, display: bool) -> str:
     return f'<img alt="{html.escape(tex)}" style="{place}" src="data:image/svg+xml;base64,{data}">'
 
 
-def _link(match: re.Match[str], config: Any) -> str:
-    "A file of the repository that is no page of the site is shown where the repository lives."
-    path = match[1].split("?")[0]
-    if not Path(path).exists() or Path(path).suffix in PICTURES:
-        return match[0]
+def _repository() -> str:
+    "Where files of the repository that are no pages of the site can be seen."
     settings = ConfigParser(delimiters=["="])
     settings.read("settings.ini", encoding="utf-8")
-    return f'href="{settings["DEFAULT"]["git_url"]}/blob/{settings["DEFAULT"]["branch"]}/{path}"'
+    return f"{settings['DEFAULT']['git_url']}/blob/{settings['DEFAULT']['branch']}"
 
 
 def on_post_build(config: Any) -> None:
-    "Adds the pictures of the first page; fails when a page fetches anything, or links to what is not there."
+    "Fails when a page fetches anything, or links to what is not there."
     site = Path(config.site_dir)
-    for picture in (p for p in Path("assets").glob("*") if p.suffix in PICTURES):
-        shutil.copy(picture, site / "assets")
     problems = [f"{p.name}: {problem}" for p in sorted(site.glob("*.html")) for problem in _problems(p)]
     if problems:
         raise PluginError("the site cannot be read offline:\n" + "\n".join(problems))
@@ -76,7 +68,7 @@ def _problems(page: Path) -> list[str]:
     loads = r'<(?:script|img|iframe|source)\b[^>]*?\bsrc="([^"]*)"|<link\b[^>]*?\bhref="([^"]*)"'
     loaded = [a or b for a, b in re.findall(loads, text)]
     fetched = [u for u in loaded if re.match(r"(https?:)?//", u)] + re.findall(r'import\("(http[^"]+)', text)
-    fetched += re.findall(r"url\(['\"]?(https?:[^)]+)\)|@import[^;]*(?:https?:)[^;]*", text)
+    fetched += re.findall(r"url\(['\"]?https?:[^)]+\)|@import[^;]*https?:[^;]*", text)
     links = [
         u for u in loaded + re.findall(r'<a\b[^>]*?\bhref="([^"#]+)', text) if not re.match(r"\w+:|//", u)
     ]
