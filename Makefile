@@ -54,7 +54,7 @@ book: .venv/ready ## make book NB=33_coview: the text back into its notebook, ex
 
 lock: $(UV) ## resolve settings.ini again into locks/
 	@$(UV) pip compile -q -U --python-version 3.11 --generate-hashes --no-header --no-annotate setup.py \
-		$(addprefix --extra ,serve recs dash load dev) -o locks/main.lock
+		$(addprefix --extra ,serve recs voice piper dash load dev) -o locks/main.lock
 
 clean: ## environments, caches and everything that runs leave behind
 	rm -rf .venv .venv-* .tools build dist *.egg-info _docs .voxrec .*_cache .hypothesis benchmarks/executed
