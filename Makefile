@@ -1,11 +1,12 @@
 # voxrec: everything a person or CI does, by name. `make help` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs bench export check test-servers train-test text book lock clean
+.PHONY: help demo test lab docs bench export check test-servers train-test flink text book lock clean
 
 PYTHON ?= $(shell command -v python3.11 || echo 3.11)
 UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
+COMPILE = $(UV) pip compile -q -U --python-version 3.11 --generate-hashes --no-header --no-annotate setup.py
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +32,8 @@ check: .venv/ready ## notebook == module, clean notebooks, ruff, types, import c
 	@$(BIN)/mypy
 	@said=$$($(BIN)/lint-imports --no-cache --no-logo 2>&1) || { echo "$$said"; exit 1; }
 
+flink: .venv-flink/ready ## the environment of the Flink jobs, apart from the main one
+
 lab: .venv/ready ## JupyterLab on the book
 	@$(BIN)/jupyter lab nbs
 
@@ -53,8 +56,8 @@ book: .venv/ready ## make book NB=33_coview: the text back into its notebook, ex
 	@$(BIN)/nbdev_clean --fname nbs/$(NB).ipynb && rm $(NB).py
 
 lock: $(UV) ## resolve settings.ini again into locks/
-	@$(UV) pip compile -q -U --python-version 3.11 --generate-hashes --no-header --no-annotate setup.py \
-		$(addprefix --extra ,serve recs voice piper dash load dev) -o locks/main.lock
+	@$(COMPILE) $(addprefix --extra ,serve recs voice piper dash load dev) -o locks/main.lock
+	@$(COMPILE) --extra flink -o locks/flink.lock
 
 clean: ## environments, caches and everything that runs leave behind
 	rm -rf .venv .venv-* .tools build dist *.egg-info _docs .voxrec .*_cache .hypothesis benchmarks/executed
@@ -64,9 +67,11 @@ clean: ## environments, caches and everything that runs leave behind
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "voxrec needs Python 3.11 on the PATH (or make PYTHON=...)" >&2; exit 1; }
 	@echo "Getting uv ..."; $(PYTHON) -m venv .tools && .tools/bin/pip -q --disable-pip-version-check install uv
 
-.venv/ready: locks/main.lock settings.ini setup.py pyproject.toml | $(UV)
-	@echo "Setting up .venv ..."
-	@[ -x .venv/bin/python ] || $(UV) venv -q --python $(PYTHON) .venv
-	@$(UV) pip sync -q --python $(BIN)/python --require-hashes locks/main.lock
-	@$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+.venv/ready: locks/main.lock
+.venv-flink/ready: locks/flink.lock
+.venv/ready .venv-flink/ready: settings.ini setup.py pyproject.toml | $(UV)
+	@echo "Setting up $(@D) ..."
+	@[ -x $(@D)/bin/python ] || $(UV) venv -q --python $(PYTHON) $(@D)
+	@$(UV) pip sync -q --python $(@D)/bin/python --require-hashes $(filter locks/%,$^)
+	@$(UV) pip install -q --python $(@D)/bin/python --no-deps -e .
 	@touch $@
