@@ -60,7 +60,7 @@ lock: $(UV) ## resolve settings.ini again into locks/
 	@$(COMPILE) --extra flink -o locks/flink.lock
 
 clean: ## environments, caches and everything that runs leave behind
-	rm -rf .venv .venv-* .tools build dist *.egg-info _docs .voxrec .*_cache .hypothesis benchmarks/executed
+	rm -rf .venv .venv-* .tools build dist *.egg-info _docs .voxrec demo_out .*_cache .hypothesis benchmarks/executed
 
 # uv is taken from the PATH, else from PyPI into .tools; the environment is made again only when its lock changes.
 .tools/bin/uv:

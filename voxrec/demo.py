@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import msgspec
@@ -92,7 +92,7 @@ def why(item: Item) -> str:
     "The parts that carry the score, in words, and the rules that moved it."
     parts = sorted(item.sources, key=lambda part: -part.score)
     told = [p for p in parts if p.score >= 0.05 * parts[0].score][:2]
-    words = [f"{WORDS.get(p.name, p.name)} {p.score:.2g}" for p in told]
+    words = [WORDS.get(p.name, p.name) + (f" {p.score:.2g}" if len(told) > 1 else "") for p in told]
     return ", ".join(words + [f"[bold yellow]{rule}[/]" for rule in item.rules])
 
 
@@ -109,32 +109,25 @@ def moves(before: Sequence[str], after: Sequence[str]) -> list[str]:
 COLOURS = {"▲": "green", "▼": "red", "n": "cyan"}
 
 
-def table(title: str, answer: Answer, titles: dict[str, str], before: Sequence[str] | None) -> Table:
-    "An answer as a table; with `before`, the list that was shown last, also what moved."
+def table(
+    title: str, answer: Answer, titles: dict[str, str], before: Sequence[str] | None, width: int = 120
+) -> Table:
+    "An answer as a table `width` wide; with `before`, the list that was shown last, also what moved."
     masters = [item.master_id for item in answer.items]
     moved = moves(before, masters) if before is not None else [""] * len(masters)
-    drawn = Table(
-        title=title, title_style="bold", title_justify="left", header_style="dim", box=None, pad_edge=False
-    )
-    for name, side in (
-        ("", "right"),
-        ("", "left"),
-        ("product", "left"),
-        ("price", "right"),
-        ("score", "right"),
-    ):
-        drawn.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    drawn.add_column("why")
+    drawn = Table(title=title, title_style="bold", title_justify="left", header_style="dim", box=None,
+                  pad_edge=False)  # fmt: skip
+    sides: dict[str, Literal["left", "right"]] = {
+        "#": "right", "": "left", "product": "left", "price": "right", "score": "right", "why": "left",
+    }  # fmt: skip
+    for name, side in sides.items():
+        drawn.add_column(name, justify=side, no_wrap=name != "why")
+    longest = max(20, min(46, width - 54))
     for place, (item, move) in enumerate(zip(answer.items, moved, strict=True), 1):
         shown = f"[{COLOURS.get(move[:1], 'dim')}]{move}[/]" if move else ""
-        drawn.add_row(
-            str(place),
-            shown,
-            titles[item.master_id][:46],
-            f"{item.price:.2f}",
-            f"{item.score:.3g}",
-            why(item),
-        )
+        name = titles[item.master_id]
+        name = name if len(name) <= longest else name[: longest - 1] + "…"
+        drawn.add_row(str(place), shown, name, f"{item.price:.2f}", f"{item.score:.3g}", why(item))
     return drawn
 
 # %% ../nbs/80_demo.ipynb #0ff5e1f7
@@ -221,7 +214,9 @@ def play_shop(settings: Settings, out: Path, now_ms: int, console: Console) -> l
             for master in step.masters:
                 titles.setdefault(master, shop.product(master).title)
             console.print(f"\n{story}", highlight=False)
-            console.print(table(title, step.answer, titles, steps[-1].masters if steps else None))
+            console.print(
+                table(title, step.answer, titles, steps[-1].masters if steps else None, console.width)
+            )
             steps.append(step)
             return step
 
