@@ -6,12 +6,14 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || echo 3.11)
 UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
+NOTEBOOK = $(if $(filter benchmarks/%,$(NB)),$(NB),nbs/$(NB)).ipynb
+TEXT = $(notdir $(NB)).py
 COMPILE = $(UV) pip compile -q -U --python-version 3.11 --generate-hashes --no-header --no-annotate setup.py
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/ready ## both stories on embedded defaults, then the pictures
+demo: .venv/ready ## one shopper, three clicks, one sale, on embedded defaults: what was recommended, and why
 	@$(BIN)/voxrec demo
 
 test: .venv/ready check ## every check, every notebook, every test that needs no server
@@ -26,7 +28,7 @@ train-test: ## the tests that need torch, in an environment of their own
 	@if grep -rlqs "mark.train" tests; then echo "no training environment yet" >&2; exit 1; \
 	else echo "Nothing trains yet: there is no test marked train."; fi
 
-check: .venv/ready ## notebook == module, clean notebooks, ruff, types, import contracts
+check: .venv/ready ## notebook == module, clean notebooks, no long cells, ruff, types, import contracts
 	@$(BIN)/python tests/check_book.py
 	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
 	@$(BIN)/mypy
@@ -46,14 +48,15 @@ bench: .venv/ready ## run every benchmark, then write benchmarks/REPORT.md
 export: .venv/ready ## notebooks -> voxrec/, README.md
 	@$(BIN)/python tests/check_book.py --export
 
-text: .venv/ready ## make text NB=33_coview: a notebook as 33_coview.py, to edit
-	@$(BIN)/jupytext -q --to py:percent nbs/$(NB).ipynb -o $(NB).py && echo "edit $(NB).py, then: make book NB=$(NB)"
+text: .venv/ready ## make text NB=33_coview (or NB=benchmarks/NAME): a notebook as 33_coview.py, to edit
+	@$(BIN)/jupytext -q --to py:percent $(NOTEBOOK) -o $(TEXT) && echo "edit $(TEXT), then: make book NB=$(NB)"
 
-book: .venv/ready ## make book NB=33_coview: the text back into its notebook, exported, run, cleaned
-	@$(BIN)/jupytext -q $(if $(wildcard nbs/$(NB).ipynb),--update) --to ipynb --output nbs/$(NB).ipynb $(NB).py
-	@$(BIN)/ruff format -q nbs/$(NB).ipynb && $(BIN)/nbdev_export
-	@cd nbs && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN $(NB).ipynb
-	@$(BIN)/nbdev_clean --fname nbs/$(NB).ipynb && rm $(NB).py
+book: .venv/ready ## the text back into its notebook, exported, run, cleaned; a benchmark is not run, its outputs go
+	@$(BIN)/jupytext -q $(if $(wildcard $(NOTEBOOK)),--update) --to ipynb --output $(NOTEBOOK) $(TEXT)
+	@$(BIN)/ruff format -q $(NOTEBOOK) && $(BIN)/nbdev_export
+	@cd $(dir $(NOTEBOOK)) && ../$(BIN)/jupyter nbconvert --to notebook --inplace --log-level WARN \
+		$(if $(filter benchmarks/%,$(NB)),--clear-output,--execute) $(notdir $(NOTEBOOK))
+	@$(BIN)/nbdev_clean --fname $(NOTEBOOK) && rm $(TEXT)
 
 lock: $(UV) ## resolve settings.ini again into locks/
 	@$(COMPILE) $(addprefix --extra ,serve recs voice piper dash load dev) -o locks/main.lock

@@ -1,7 +1,8 @@
 """The notebooks, voxrec/ and README.md, held together.
 
 `make export` runs this with --export: it makes the package and the README from the notebooks. `make check`
-runs it without: it does the same in a temporary copy, and tells what comes out different.
+runs it without: it does the same in a temporary copy, and tells what comes out different, and which outputs
+and export cells are not fit to be read.
 """
 
 import difflib
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAX_OUTPUT_BYTES = 1_000_000
+MAX_CELL_LINES = 45  # of code in an exported cell
 SHOWN_LINES = 12
 
 
@@ -61,6 +63,17 @@ def output_problems(root: Path) -> Iterator[str]:
             yield f"{path}: outputs of {size:,} bytes; {MAX_OUTPUT_BYTES:,} are allowed"
 
 
+def cell_problems(root: Path) -> Iterator[str]:
+    "Exported cells of more than `MAX_CELL_LINES`; their `#|` lines do not count."
+    for path in notebooks(root):
+        for cell in json.loads((root / path).read_text(encoding="utf-8"))["cells"]:
+            lines = "".join(cell["source"]).splitlines()
+            code = [line for line in lines if not line.startswith("#|")]
+            if any(re.match(r"#\| *export", line) for line in lines) and len(code) > MAX_CELL_LINES:
+                first = next((line for line in code if re.match(r"(async )?def |class ", line)), code[0])
+                yield f"{path}: the export cell `{first}` has {len(code)} lines; {MAX_CELL_LINES} are allowed"
+
+
 def sources(root: Path) -> set[Path]:
     "What a notebook makes, relative to `root`: modules, README.md, and the cleaned notebooks themselves."
     modules = {p.relative_to(root) for p in (root / "voxrec").rglob("*.py")}
@@ -94,14 +107,17 @@ def main(root: Path) -> int:
             shutil.copy(root / path, copy / path)
         export(copy)
         different, outputs = list(differences(root, copy)), list(output_problems(root))
+        cells = list(cell_problems(root))
         os.chdir(root)
-    for problem in different + outputs:
+    for problem in different + outputs + cells:
         print(f"- {problem}")
     if different:
         print("Edit notebooks only, then run: make export")
     if outputs:
         print("Run the notebook again (make text NB=.., make book NB=..) until its outputs are fit to print.")
-    return 1 if different or outputs else 0
+    if cells:
+        print("Split the cell, one idea each; code that many share belongs in a function of its own.")
+    return 1 if different or outputs or cells else 0
 
 
 if __name__ == "__main__":

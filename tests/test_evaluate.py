@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxrec.errors import DataError, InputError
+from voxrec.errors import ConfigError, DataError, InputError
+from voxrec.recs.candidates import ARMS
 from voxrec.recs.coview import CoviewConfig
 from voxrec.recs.evaluate import (
     Scores,
@@ -156,6 +157,32 @@ def test_the_thin_path_shows_each_item_once_and_co_viewed_ones_first(
     beside = {item for s in train if set(clicked) & set(s.items) for item in s.items} - set(clicked)
     never = [rank_of(item, shown, 99) for item in known - beside - set(clicked)]
     assert all(rank_of(item, shown, 99) < place for item in beside for place in never)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ({"semantic": 1.0}, "semantic"),
+        ({"semantic": 0.6, "catalogue": 1e-6}, "semantic, catalogue"),
+        ({"co_view": 0.0, "catalogue": 1.0}, "catalogue"),
+        ({}, "it has none"),
+        (None, "no arm 'new'"),
+    ],
+)
+def test_an_arm_that_cannot_be_measured_is_refused(
+    monkeypatch: pytest.MonkeyPatch, weights: dict[str, float] | None, told: str
+) -> None:
+    if weights is not None:
+        monkeypatch.setitem(ARMS, "new", weights)
+    with pytest.raises(ConfigError, match=told):
+        coview_recommender([Session("s", ("a", "b"), (0, 1))], arm="new")
+
+
+def test_another_arm_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = [Session("s", ("a", "b"), (0, 1)), Session("t", ("c", "d"), (0, 1))]
+    monkeypatch.setitem(ARMS, "new", {"co_view": 1.0})
+    assert coview_recommender(train, arm="new")(["a"]) == ["b"]
+    assert coview_recommender(train)(["a"]) == ["b", "c", "d"]
 
 
 def test_views_become_sessions_and_time_parts_them() -> None:

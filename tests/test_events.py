@@ -21,6 +21,7 @@ from voxrec.recs.events import (
     RankedList,
     Reason,
     Update,
+    change_of,
     decode_event,
     decode_events,
     encode_event,
@@ -35,6 +36,7 @@ NOW = 1_767_312_000_000
 VIEW = {"event_id": "e1", "type": "view", "ts": NOW, "user_id": "u1", "master_id": "M1"}
 ORDER = {**VIEW, "type": "order", "qty": 2, "price": 19.9}
 PROMO = {"event_id": "e2", "type": "promo", "ts": NOW, "pid": "M1-0"}
+CATALOG = {**PROMO, "type": "catalog"}
 
 
 def only(body: bytes) -> tuple[str, str]:
@@ -50,6 +52,10 @@ def without(event: dict[str, Any], name: str) -> dict[str, Any]:
 
 def promo(**props: Any) -> dict[str, Any]:
     return {**PROMO, "props": props}
+
+
+def change(**props: Any) -> dict[str, Any]:
+    return {**CATALOG, "props": props}
 
 
 BAD: list[tuple[str, Any, str, str]] = [
@@ -92,6 +98,23 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("expiry before 1970", promo(expiry=-1), "bad_promo", "$.expiry"),
     ("unknown promo prop", promo(bost=2), "bad_promo", "bost"),
     ("version set by hand", promo(version=9), "bad_promo", "version"),
+    ("catalog without an offer", without(CATALOG, "pid"), "missing_field", "pid"),
+    ("no change", CATALOG, "bad_catalog", "nothing to change"),
+    ("no change in no props", change(), "bad_catalog", "nothing to change"),
+    ("free of charge", {**CATALOG, "price": 0}, "bad_catalog", "above 0"),
+    ("free, with a stock", {**change(stock=1), "price": 0}, "bad_catalog", "above 0"),
+    ("negative new price", {**CATALOG, "price": -1}, "bad_value", "$.price"),
+    ("negative stock", change(stock=-1), "bad_catalog", "-1"),
+    ("more stock than a column holds", change(stock=2**31), "bad_catalog", "2147483647"),
+    ("absurd stock", change(stock=10**300), "bad_catalog", "whole number"),
+    ("half a piece", change(stock=1.5), "bad_catalog", "1.5"),
+    ("stock with a point", change(stock=3.0), "bad_catalog", "3.0"),
+    ("stock as boolean", change(stock=True), "bad_catalog", "True"),
+    ("stock as text", change(stock="many"), "bad_catalog", "many"),
+    ("stock as null", {**change(stock=None), "price": 5}, "bad_catalog", "None"),
+    ("unknown catalog prop", change(stok=2), "bad_catalog", "stok"),
+    ("price among the props", change(stock=2, price=5.0), "bad_catalog", "price"),
+    ("promo prop in a catalog event", change(boost=2), "bad_catalog", "boost"),
     ("not an object", 7, "bad_value", "object"),
     ("null", None, "bad_value", "object"),
 ]
@@ -156,10 +179,21 @@ def test_edges_that_are_good() -> None:
             "props": {"boost": 0, "ad_bid": 1000, "expiry": 0, "flash_sale": True, "out_of_stock": True},
         },
         PROMO,
+        change(stock=0),
+        change(stock=2**31 - 1),
+        {**CATALOG, "price": 0.01},
+        {**change(stock=7), "price": 1e12},
     ]
     events, refused = decode_events(json.dumps(edges).encode(), NOW)
     assert len(events) == len(edges) and not refused
     assert decode_events(b"[]", NOW) == ([], []) and decode_events(b" \n[ ]\t", NOW) == ([], [])
+
+
+@pytest.mark.parametrize("body", [json.dumps(VIEW), json.dumps([VIEW, ORDER]), " [7, null]", "", "hello"])
+def test_byte_order_mark_before_a_body_is_skipped(body: str) -> None:
+    plain, marked = (decode_events(text.encode(), NOW) for text in (body, "\ufeff" + body))
+    assert marked[0] == plain[0]
+    assert [(r.reason, r.detail) for r in marked[1]] == [(r.reason, r.detail) for r in plain[1]]
 
 
 def test_full_body_is_taken_whole() -> None:
@@ -220,9 +254,16 @@ def test_what_is_sent_is_what_is_read(events: list[Event]) -> None:
 def test_schema_agrees_with_the_door() -> None:
     validator = jsonschema.Draft202012Validator(event_schema())
     validator.check_schema(event_schema())
-    for event in (VIEW, ORDER, PROMO, {**VIEW, "session_id": None}):
+    for event in (VIEW, ORDER, PROMO, change(stock=1), {**VIEW, "session_id": None}):
         assert validator.is_valid(event)
-    beyond = {"bad_id", "bad_time", "future_time", "bad_promo", "too_large"}  # what JSON Schema cannot say
+    beyond = {
+        "bad_id",
+        "bad_time",
+        "future_time",
+        "bad_promo",
+        "bad_catalog",
+        "too_large",
+    }  # what JSON Schema cannot say
     for name, event, reason, _ in BAD:
         assert validator.is_valid(event) == (reason in beyond), name
 
@@ -244,6 +285,16 @@ def test_promo_made_in_python_is_checked_too(boost: float) -> None:
         promo_of(Event(event_id="e", type="view", ts=NOW))
     with pytest.raises(InputError, match="user_id"):
         key_of(Event(event_id="e", type="view", ts=NOW))
+
+
+def test_catalog_change_made_in_python_is_checked_too() -> None:
+    for price in (float("nan"), float("inf"), -1.0, 0.0):
+        event = Event(event_id="e", type="catalog", ts=NOW, pid="P", price=price)
+        with pytest.raises(InputError, match="price"):
+            change_of(event)
+        assert fault(event, NOW) is not None
+    with pytest.raises(InputError, match="no offer"):
+        change_of(Event(event_id="e", type="view", ts=NOW))
 
 
 def test_updates_share_a_channel() -> None:

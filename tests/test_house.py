@@ -1,6 +1,7 @@
 """The rules of the house, and proof that what guards them can fail."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -110,9 +111,12 @@ def run_python(code: str, *args: str) -> str:
 
 
 # Imports the modules named as arguments and prints what they did beyond defining names. Sockets, files,
-# processes and threads count whoever opens them; environment reads only where voxrec's own line reads.
+# processes and threads count whoever opens them; environment reads only where a line of the package's own
+# folder reads, and not one of an environment that somebody made in there.
 WATCHED_IMPORT = """
 import importlib, json, os, sys, threading
+from importlib.util import find_spec
+from pathlib import Path
 
 done, inside = [], [False]
 
@@ -131,12 +135,14 @@ class Environ(type(os.environ)):
         frame = sys._getframe(1)
         while frame.f_code.co_filename in (os.__file__, "<frozen os>", "<frozen _collections_abc>"):
             frame = frame.f_back
-        if f"{os.sep}voxrec{os.sep}" in frame.f_code.co_filename:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(package) and ".venv" not in path.relative_to(package).parts:
             done.append(f"os.environ[{key!r}] in {frame.f_code.co_filename}")
         return super().__getitem__(key)
 
 os.environ.__class__ = Environ
 sys.path[:0] = [p for p in sys.argv[1].split(os.pathsep) if p]
+package = Path(find_spec(sys.argv[2].split(".")[0]).origin).parent
 sys.addaudithook(watch)
 from prometheus_client import REGISTRY
 before = set(REGISTRY._names_to_collectors)
@@ -182,6 +188,21 @@ def test_what_runs_at_import_is_told(tmp_path: Path, line: str, told: str) -> No
     assert any(told in d for d in json.loads(run_python(WATCHED_IMPORT, str(tmp_path), "voxrec")))
 
 
+def test_only_the_package_itself_may_not_read_the_environment(tmp_path: Path) -> None:
+    "In a checkout that is called voxrec as well, a library of the environment in it reads at import."
+    library = tmp_path / "voxrec/.venv/lib/site-packages"
+    package = tmp_path / "voxrec/voxrec"
+    library.mkdir(parents=True)
+    package.mkdir()
+    (library / "reads_home.py").write_text("import os; home = os.getenv('HOME')")
+    (package / "__init__.py").write_text("import reads_home")
+    paths = f"{library}{os.pathsep}{package.parent}"
+    assert json.loads(run_python(WATCHED_IMPORT, paths, "voxrec")) == []
+    (package / "__init__.py").write_text("import os, reads_home; home = os.getenv('HOME')")
+    (told,) = json.loads(run_python(WATCHED_IMPORT, paths, "voxrec"))
+    assert told == f"os.environ['HOME'] in {package / '__init__.py'}"
+
+
 @pytest.mark.skipif(not (ROOT / "voxrec/cli.py").exists(), reason="voxrec/cli.py is not written yet")
 def test_command_line_starts_without_the_heavy_libraries() -> None:
     loaded = set(run_python("import sys, voxrec.cli; print(*sys.modules)").split())
@@ -194,7 +215,7 @@ def check_book(root: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_check_book_tells_what_differs(tmp_path: Path) -> None:
-    "A book of one notebook: its module edited by hand, an old module left over, an error left in an output."
+    "A book of one notebook: module edited by hand, an old module left over, an error output, a long cell."
     for name in ("settings.ini", "tests/check_book.py", "nbs/00_errors.ipynb", "voxrec/errors.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -207,6 +228,8 @@ def test_check_book_tells_what_differs(tmp_path: Path) -> None:
     book["cells"][-1]["outputs"] = [
         {"output_type": "error", "ename": "KeyError", "evalue": "'x'", "traceback": []}
     ]
+    long = ["#| export\n", "def long() -> None:\n", *["    print()\n"] * 45]
+    book["cells"].append({"cell_type": "code", "source": long, "outputs": [], "metadata": {}, "id": "long"})
     path.write_text(json.dumps(book))
     done = check_book(tmp_path)
     assert done.returncode == 1, done.stderr
@@ -217,6 +240,7 @@ def test_check_book_tells_what_differs(tmp_path: Path) -> None:
         "voxrec/_modidx.py: missing",
         "nbs/00_errors.ipynb: is not clean",
         "nbs/00_errors.ipynb: an output is an error, KeyError: 'x'",
+        "nbs/00_errors.ipynb: the export cell `def long() -> None:` has 46 lines; 45 are allowed",
         "make export",
     ):
         assert told in done.stdout, done.stdout

@@ -305,6 +305,12 @@ async def test_a_mirror_stops_when_cancelled(stores: Connect) -> None:
         assert done and task.cancelled()
 
 
+async def test_three_hundred_at_once(stores: Connect) -> None:
+    "More readers than connections wait for one; nobody is turned away."
+    store = stores()
+    await asyncio.gather(*(store.shopper(f"u{n}") for n in range(300)))
+
+
 async def test_one_refused_value_does_not_stop_a_mirror(stores: Connect) -> None:
     writer, taken = stores(), []
 

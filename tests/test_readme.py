@@ -1,11 +1,19 @@
 """What README.md and CONTRIBUTING.md tell a reader to run, open or look at is there."""
 
+import json
+import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,3 +78,70 @@ def test_every_voxrec_command_exists() -> None:
         command = [VOXREC, *words, "--help"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"voxrec {' '.join(words)}: {done.stderr}"
+
+
+def five_minutes() -> tuple[list[str], str]:
+    "The voxrec commands under `A shop in five minutes`, for a small shop, and its block of curl commands."
+    section = page("README.md").split("## A shop in five minutes")[1].split("\n## ")[0]
+    commands, curls = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)[:2]
+    small = commands.replace("--users 500 --days 7", "--users 20 --days 1")
+    assert small != commands
+    return [line for line in small.splitlines() if line.startswith("voxrec ")], curls
+
+
+def requests(curls: str) -> list[tuple[str, bytes | None]]:
+    "URL and body of each curl command, its words as bash makes them; curl itself is not needed."
+    script = f"curl() {{ printf '%s\\0' \"$@\"; echo; }}\n{curls}"
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, timeout=10, check=True)
+    found = []
+    for line in done.stdout.split("\0\n")[:-1]:
+        silent, url, *data = line.split("\0")
+        assert silent == "-s" and data[:1] in ([], ["-d"]), line
+        found.append((url, data[1].encode() if data else None))
+    return found
+
+
+@contextmanager
+def serving(command: str, cwd: Path, env: dict[str, str]) -> Iterator[str]:
+    "The address of a service that runs on a free port until the block ends."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words, log = [*shlex.split(command, comments=True), "--port", str(port)], cwd / "service.log"
+    with log.open("w") as out, subprocess.Popen(words, cwd=cwd, env=env, stdout=out, stderr=out) as process:
+        try:
+            stop = time.monotonic() + 60
+            while "listening" not in log.read_text():
+                assert process.poll() is None and time.monotonic() < stop, log.read_text()
+                time.sleep(0.1)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(10)
+
+
+def test_a_shop_in_five_minutes(tmp_path: Path) -> None:
+    "The block as it stands in README.md; the answer after the view is not the one before."
+    (generate, recommend, serve), curls = five_minutes()
+    env = {k: v for k, v in os.environ.items() if not k.startswith("VOXREC_")}
+    env["PATH"] = f"{VOXREC.parent}{os.pathsep}{env['PATH']}"
+    for command in (generate, recommend):
+        words = shlex.split(command, comments=True)
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    ask, tell, schema = requests(curls)
+
+    with serving(serve, tmp_path, env) as address, httpx.Client(timeout=10) as client:
+
+        def curl(request: tuple[str, bytes | None]) -> dict[str, object]:
+            url, body = f"http://{request[0].replace('localhost:8080', address)}", request[1]
+            form = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d says it sends
+            answer = client.get(url) if body is None else client.post(url, content=body, headers=form)
+            assert answer.status_code in (200, 202), answer.text
+            return answer.json()  # type: ignore[no-any-return]
+
+        before = curl(ask)
+        assert curl(tell) == {"accepted": 1, "refused": []}
+        after = curl(ask)
+        assert "/v1/recommendations" in json.dumps(curl(schema)["paths"])
+    assert before["items"] != after["items"] and '"semantic"' in json.dumps(after["items"])

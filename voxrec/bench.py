@@ -424,6 +424,17 @@ def _figure(v: Verdict, t: Target) -> str:
     return f"{v.value:.4g} {t.unit}{spread}, n = {v.n}"
 
 
+def _row(v: Verdict, t: Target) -> str:
+    "One target as a row of the page's table."
+    stat = f"p{t.percentile:g} " if t.percentile else ""
+    sign = "≤" if t.direction == "below" else "≥"
+    status = f"{v.status}: {v.why}" if v.why and v.value is not None else v.status
+    where = ", ".join(filter(None, (t.scenario, t.engine, t.dataset)))
+    title = f"{t.title} ({where})" if where else t.title
+    limit = f"{stat}{sign} {t.limit:g} {t.unit}"
+    return f"| `{t.id}` {title} | {t.level} | {limit} | {_figure(v, t)} | {status} |"
+
+# %% ../nbs/03_bench.ipynb #78832a89
 def report(root: Path) -> str:
     "Every target with what is known of it, as a Markdown page."
     targets = read_targets(root / "benchmarks/targets.toml")
@@ -444,33 +455,34 @@ def report(root: Path) -> str:
             "| target | level | limit | measured | status |",
             "|---|---|---|---|---|",
         ]
-        for v in verdicts:
-            t = targets[v.id]
-            if v.id.split(".")[0] != part:
-                continue
-            stat = f"p{t.percentile:g} " if t.percentile else ""
-            sign = "≤" if t.direction == "below" else "≥"
-            status = f"{v.status}: {v.why}" if v.why and v.value is not None else v.status
-            where = ", ".join(filter(None, (t.scenario, t.engine, t.dataset)))
-            title = f"{t.title} ({where})" if where else t.title
-            lines.append(
-                f"| `{t.id}` {title} | {t.level} | {stat}{sign} {t.limit:g} {t.unit} "
-                f"| {_figure(v, t)} | {status} |"
-            )
+        lines += [_row(v, targets[v.id]) for v in verdicts if v.id.split(".")[0] == part]
     return "\n".join(lines) + "\n"
 
 # %% ../nbs/03_bench.ipynb #4ffa3b35
+def _declared(source: Path) -> list[str]:
+    "The parameters that a benchmark's notebook declares. Raises DataError for what papermill cannot read."
+    import nbformat
+    import papermill
+
+    try:
+        return list(papermill.inspect_notebook(str(source)))
+    except (ValueError, nbformat.ValidationError) as e:  # no JSON, no notebook, or one without a kernel
+        raise DataError(
+            f"{source.name}: {e}", hint="Open it in JupyterLab, choose the kernel Python 3 and save it."
+        ) from None
+
+# %% ../nbs/03_bench.ipynb #9a2efcec
 def run(benchmark: str, parameters: dict[str, Any] | None = None, *, root: Path | None = None) -> Path:
     """Execute a benchmark with papermill, progress on stderr; the result file that it recorded.
 
-    Raises NotFound for an unknown benchmark, InputError for an unknown parameter, DataError when a cell fails
-    or nothing was recorded.
+    Raises NotFound for an unknown benchmark, InputError for an unknown parameter, DataError when the notebook
+    cannot be read, a cell fails or nothing was recorded.
     """
     import papermill
 
     root = find_root(root)
     source = benchmark_path(root, benchmark)
-    known = papermill.inspect_notebook(str(source))
+    known = _declared(source)
     for name in parameters or {}:
         if name not in known:
             raise InputError(

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .config import Settings, load_settings, settings_table
@@ -41,7 +42,7 @@ def main() -> None:
     try:
         app(prog_name="voxrec")
     except VoxrecError as e:
-        story.print(f"[red]error:[/] {e.message}", soft_wrap=True, markup=True)
+        story.print(f"[red]error:[/] {escape(e.message)}", soft_wrap=True, markup=True)
         if e.hint:
             story.print(f"  {e.hint}", soft_wrap=True, markup=False)
         sys.exit(2 if isinstance(e, (ConfigError, InputError)) else 1)
@@ -99,7 +100,7 @@ def settings(as_json: Annotated[bool, typer.Option("--json", help="for programs"
     for name in rows[0]:
         table.add_column(name, no_wrap=name == "variable")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(escape, row.values()))
     Console().print(table)
     return None
 
@@ -155,7 +156,7 @@ def recommend(
     for item in answer.items:
         told = [f"{p.name} {p.score:.3g}" for p in item.sources] + item.rules
         row = [item.master_id, titles[item.master_id], f"{item.price:.2f}", f"{item.score:.4g}"]
-        table.add_row(*row, *([", ".join(told)] if why else []))
+        table.add_row(*map(escape, [*row, *([", ".join(told)] if why else [])]))
     Console().print(table)
     return None
 
@@ -175,25 +176,7 @@ def events_generate(
 
     tell({"events": lived_in(_settings(), time.time_ns() // 1_000_000, users=users, days=days, seed=seed)})
 
-
-@events_app.command("import")
-def events_import(
-    file: Annotated[Path, typer.Argument(help="one JSON event a line", exists=True, dir_okay=False)],
-) -> None:
-    "Events of a file into the log; exit code 1 when some were refused."
-    from rich.progress import open as open_with_progress
-
-    with _door() as (door, now_ms), open_with_progress(file, "rb", console=story, transient=True) as lines:
-        _told(door.admit_lines(lines, now_ms))
-
-
-@events_app.command("replay-dead")
-def events_replay_dead(offset: Annotated[int, typer.Option(min=0, help="the first to try")] = 0) -> None:
-    "Try the refused events once more; exit code 1 when some are still refused."
-    with _door() as (door, now_ms):
-        _told(door.retry_dead(now_ms, offset))
-
-
+# %% ../nbs/90_cli.ipynb #953e8d57
 @contextmanager
 def _door() -> Iterator[tuple[Any, int]]:
     "The door of VOXREC_HOME's log, and the time."
@@ -213,6 +196,24 @@ def _told(receipt: Any) -> None:
     tell({"accepted": receipt.accepted, "refused": len(receipt.refused)})
     if receipt.refused:
         raise typer.Exit(1)
+
+# %% ../nbs/90_cli.ipynb #f4a3336e
+@events_app.command("import")
+def events_import(
+    file: Annotated[Path, typer.Argument(help="one JSON event a line", exists=True, dir_okay=False)],
+) -> None:
+    "Events of a file into the log; exit code 1 when some were refused."
+    from rich.progress import open as open_with_progress
+
+    with _door() as (door, now_ms), open_with_progress(file, "rb", console=story, transient=True) as lines:
+        _told(door.admit_lines(lines, now_ms))
+
+
+@events_app.command("replay-dead")
+def events_replay_dead(offset: Annotated[int, typer.Option(min=0, help="the first to try")] = 0) -> None:
+    "Try the refused events once more; exit code 1 when some are still refused."
+    with _door() as (door, now_ms):
+        _told(door.retry_dead(now_ms, offset))
 
 # %% ../nbs/90_cli.ipynb #bb5239cb
 bench_app = typer.Typer(
@@ -240,7 +241,7 @@ def bench_run(
     for name in names or benchmarks(root):
         tell({"benchmark": name, "result": str(run(name, given, root=root))})
 
-
+# %% ../nbs/90_cli.ipynb #cb1881f9
 @bench_app.command("verify")
 def bench_verify(
     names: Annotated[

@@ -10,7 +10,7 @@ __all__ = ['PREFIX', 'Port', 'WHERE', 'Probability', 'Settings', 'settings_table
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -57,18 +57,22 @@ def _fields() -> dict[str, tuple[Any, str]]:
     }
 
 
+def _kind(hint: Any) -> str:
+    "A field's type in words: int, path, one of debug, info, ..."
+    options = [t for t in get_args(hint.__origin__) if t is not type(None)]
+    kind = options[0] if options else hint.__origin__
+    return "one of " + ", ".join(options) if isinstance(kind, str) else kind.__name__.lower()
+
+
 def settings_table() -> list[dict[str, str]]:
     "A row a setting: variable, type, default, meaning."
     rows = []
     for name, (hint, meaning) in _fields().items():
-        options = [t for t in get_args(hint.__origin__) if t is not type(None)]
-        kind = options[0] if options else hint.__origin__
-        kind = "one of " + ", ".join(options) if isinstance(kind, str) else kind.__name__.lower()
         default = getattr(Settings(), name)
         rows.append(
             {
                 "variable": PREFIX + name.upper(),
-                "type": kind,
+                "type": _kind(hint),
                 "default": str(default or ""),
                 "meaning": meaning,
             }
@@ -114,7 +118,8 @@ def _convert(values: dict[str, str]) -> Settings:
             made[name] = msgspec.convert(value, hint, strict=False, dec_hook=_decode_path)
         except msgspec.ValidationError as e:
             raise ConfigError(
-                f"{PREFIX}{name.upper()}={value!r}: {e}", hint=f"Meaning: {meaning}. {WHERE}"
+                f"{PREFIX}{name.upper()}={value!r} should be {_kind(hint)}: {e}",
+                hint=f"Meaning: {meaning}. {WHERE}",
             ) from None
     return Settings(**made)
 
@@ -191,18 +196,42 @@ def read_tenant(tenant_id: str, text: str) -> Tenant:
         ) from None
 
 # %% ../nbs/01_config.ipynb #5d392e3e
+def _read_file(path: Path, others: Iterable[Tenant]) -> Tenant:
+    "A file's tenant. Raises ConfigError when it cannot be read, is wrong, or claims a device of `others`."
+    try:
+        tenant = read_tenant(path.stem, path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"{path.name}: {e.strerror}", hint="A tenant is a file we may read.") from None
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path.name}: {e}", hint="Save it as UTF-8.") from None
+    for other in others:
+        if shared := set(other.devices) & set(tenant.devices):
+            raise ConfigError(
+                f"{path.name}: device {min(shared)} belongs to tenant {other.id}",
+                hint="A device has one tenant: take it out of one of the two files.",
+            )
+    return tenant
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    "Tells one state of a file from the next; None for a file that cannot be looked at."
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+# %% ../nbs/01_config.ipynb #a2b4eed5
 class TenantBook:
     "The tenants of a folder of TOML files. `refresh()` when you like; it reads only what changed."
 
     def __init__(self, folder: Path):
         if not folder.is_dir():
-            raise ConfigError(
-                f"the tenants folder {folder} does not exist", hint=f"Set {PREFIX}TENANTS. {WHERE}"
-            )
+            raise ConfigError(f"the folder {folder} does not exist", hint=f"Set {PREFIX}TENANTS. {WHERE}")
         self.folder = folder
         self.tenants: dict[str, Tenant] = {}
         self.problems: dict[str, str] = {}
-        self._seen: dict[str, tuple[int, int]] = {}
+        self._seen: dict[str, tuple[int, int] | None] = {}
         self.refresh()
 
     def refresh(self) -> list[str]:
@@ -217,32 +246,22 @@ class TenantBook:
         return changed + [t for t, p in files.items() if self._read(t, p)]
 
     def _read(self, tenant_id: str, path: Path) -> bool:
-        stat = path.stat()
-        stamp = (stat.st_mtime_ns, stat.st_size)
-        if self._seen.get(tenant_id) == stamp and tenant_id not in self.problems:
+        stamp = _stamp(path)
+        if stamp and self._seen.get(tenant_id) == stamp and tenant_id not in self.problems:
             return False
         self._seen[tenant_id] = stamp
         try:
-            tenant = read_tenant(tenant_id, path.read_text(encoding="utf-8"))
-            self._check_devices(tenant)
-        except (ConfigError, UnicodeDecodeError) as e:
+            tenant = _read_file(path, [t for t in self.tenants.values() if t.id != tenant_id])
+        except ConfigError as e:
             self.problems[tenant_id] = str(e)
             return False
         self.problems.pop(tenant_id, None)
         self.tenants[tenant_id] = tenant
         return True
 
-    def _check_devices(self, tenant: Tenant) -> None:
-        for other in self.tenants.values():
-            shared = set(other.devices) & set(tenant.devices) if other.id != tenant.id else set()
-            if shared:
-                raise ConfigError(f"{tenant.id}.toml: device {min(shared)} belongs to tenant {other.id}")
-
     def of_device(self, device_id: str) -> tuple[Tenant, Device]:
         "The device and its tenant. Raises NotFound for a device that no file names."
         for tenant in self.tenants.values():
             if device_id in tenant.devices:
                 return tenant, tenant.devices[device_id]
-        raise NotFound(
-            f"no tenant has a device {device_id!r}", hint="Add it under [devices] in the tenant's file."
-        )
+        raise NotFound(f"no tenant has a device {device_id!r}", hint="Name it under [devices] in a file.")

@@ -18,6 +18,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .config import Settings
@@ -97,7 +98,8 @@ def why_words(item: Item) -> list[str]:
 
 def why(item: Item) -> str:
     "The words and the rules, for a terminal."
-    return ", ".join(why_words(item) + [f"[bold yellow]{rule}[/]" for rule in item.rules])
+    rules = [f"[bold yellow]{escape(rule)}[/]" for rule in item.rules]
+    return ", ".join([escape(word) for word in why_words(item)] + rules)
 
 
 def moves(before: Sequence[str], after: Sequence[str]) -> list[str]:
@@ -113,24 +115,23 @@ def moves(before: Sequence[str], after: Sequence[str]) -> list[str]:
 COLOURS = {"▲": "green", "▼": "red", "n": "cyan"}
 
 
-def table(
-    title: str, answer: Answer, titles: dict[str, str], before: Sequence[str] | None, width: int = 120
-) -> Table:
-    "An answer as a table `width` wide; with `before`, the list that was shown last, also what moved."
+def table(title: str, answer: Answer, titles: dict[str, str], before: Sequence[str] | None) -> Table:
+    "An answer as a table; with `before`, the list that was shown last, also what moved."
     masters = [item.master_id for item in answer.items]
     moved = moves(before, masters) if before is not None else [""] * len(masters)
-    drawn = Table(title=title, title_style="bold", title_justify="left", header_style="dim", box=None,
+    drawn = Table(title=escape(title), title_style="bold", title_justify="left", header_style="dim", box=None,
                   pad_edge=False)  # fmt: skip
     sides: dict[str, Literal["left", "right"]] = {
         "#": "right", "": "left", "product": "left", "price": "right", "score": "right", "why": "left",
     }  # fmt: skip
     for name, side in sides.items():
-        drawn.add_column(name, justify=side, no_wrap=name != "why")
-    longest = max(20, min(46, width - 54))
+        wraps = name in ("product", "why")  # wrapped, never cut: two pans differ in their last word
+        drawn.add_column(
+            name, justify=side, no_wrap=not wraps, overflow="fold", min_width=20 if wraps else None
+        )
     for place, (item, move) in enumerate(zip(answer.items, moved, strict=True), 1):
         shown = f"[{COLOURS.get(move[:1], 'dim')}]{move}[/]" if move else ""
-        name = titles[item.master_id]
-        name = name if len(name) <= longest else name[: longest - 1] + "…"
+        name = escape(titles[item.master_id])
         drawn.add_row(str(place), shown, name, f"{item.price:.2f}", f"{item.score:.3g}", why(item))
     return drawn
 
@@ -160,7 +161,7 @@ def draw_ranks(steps: Sequence[Step], titles: dict[str, str], marked: dict[str, 
         axes.plot(*zip(*known, strict=True), "-o", color=colour, lw=3 if master in marked else 1.5)
         x, y = known[-1]
         axes.annotate(
-            titles[master][:34],
+            titles[master][:34].replace("$", r"\$"),  # two dollars would be mathematics
             (x, y),
             (8, 0),
             textcoords="offset points",
@@ -177,18 +178,23 @@ def draw_ranks(steps: Sequence[Step], titles: dict[str, str], marked: dict[str, 
 
 # %% ../nbs/80_demo.ipynb #1e56a8f2
 def three_views(shop: Shop) -> list[str]:
-    "Look at the second product of the homepage, then at two that are shown beside the last one."
-    seen: list[str] = []
-    for _ in range(3):
-        items = (
-            shop.recommended(master_id=seen[-1], widget="related").items if seen else shop.recommended().items
-        )
-        fresh = [item.master_id for item in items if item.master_id not in seen]
+    "Look at the homepage's second product, at one beside it, then at one of another category."
+    seen: list[Product] = []
+
+    def click(items: Sequence[Item], place: int = 0, elsewhere: bool = False) -> None:
+        been, known = {p.master_id for p in seen}, {p.category_id for p in seen}
+        fresh = [shop.product(item.master_id) for item in items if item.master_id not in been]
         if not fresh:
             raise DataError("the shop has nothing to show", hint="give it a larger catalogue")
-        seen.append(fresh[min(1, len(fresh) - 1)] if not seen else fresh[0])
-        shop.tell("view", user_id=shop.user_id, master_id=seen[-1])
-    return seen
+        if elsewhere:
+            fresh = [p for p in fresh if p.category_id not in known] or fresh
+        seen.append(fresh[min(place, len(fresh) - 1)])
+        shop.tell("view", user_id=shop.user_id, master_id=seen[-1].master_id)
+
+    click(shop.recommended().items, place=1)
+    click(shop.recommended(master_id=seen[-1].master_id, widget="related").items)
+    click(shop.recommended(k=50).items, elsewhere=True)
+    return [p.master_id for p in seen]
 
 
 def a_sale(shop: Shop, shown: Sequence[Item]) -> tuple[Item, Item]:
@@ -218,9 +224,7 @@ def play_shop(settings: Settings, out: Path, now_ms: int, console: Console) -> l
             for master in step.masters:
                 titles.setdefault(master, shop.product(master).title)
             console.print(f"\n{story}", highlight=False)
-            console.print(
-                table(title, step.answer, titles, steps[-1].masters if steps else None, console.width)
-            )
+            console.print(table(title, step.answer, titles, steps[-1].masters if steps else None))
             steps.append(step)
             return step
 
@@ -228,17 +232,17 @@ def play_shop(settings: Settings, out: Path, now_ms: int, console: Console) -> l
         console.print(f"A shop with {past:,} past events. Mia has never been here.")
         show("a stranger", "The homepage shows what sells in the last hour:")
         seen = three_views(shop)
-        names = ", ".join(f"[italic]{shop.product(master).title}[/]" for master in seen)
+        names = ", ".join(f"[italic]{escape(shop.product(master).title)}[/]" for master in seen)
         second = show("after three views", f"She looks at {names}. The very next answer:")
         sale, gone = a_sale(shop, second.answer.items)
         show(
             "after the sale",
-            f"[yellow]{titles[sale.master_id]}[/] goes into a flash sale; "
-            f"[red]{titles[gone.master_id]}[/] sells out.",
+            f"[yellow]{escape(titles[sale.master_id])}[/] goes into a flash sale; "
+            f"[red]{escape(titles[gone.master_id])}[/] sells out.",
         )
         marked = {sale.master_id: "#e8912d", gone.master_id: "#d1495b"}
         draw_ranks(steps, titles, marked, out / "shop_ranks.png")
-        console.print(f"\nPicture: {out / 'shop_ranks.png'}")
+        console.print(f"\nPicture: {escape(str(out / 'shop_ranks.png'))}")
         return steps
     finally:
         window.__exit__(None, None, None)

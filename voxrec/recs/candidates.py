@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Scored', 'Widget', 'INTERESTS', 'REPEAT_MS', 'Source', 'SOURCES', 'RELATED', 'MOST', 'ARMS', 'Shelf', 'Request',
-           'Shopper', 'read_request', 'Query', 'resolve', 'source', 'weighted', 'semantic', 'best_sellers', 'co_view',
-           'catalogue', 'arm_weights', 'Candidates', 'gather']
+           'Shopper', 'Query', 'resolve', 'source', 'weighted', 'semantic', 'best_sellers', 'co_view', 'catalogue',
+           'arm_weights', 'Candidates', 'gather']
 
 # %% ../../nbs/39_candidates.ipynb #1474fc40
 from collections.abc import Callable, Iterable
@@ -102,7 +102,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     master_id: Id | None = None
     category_id: Id | None = None
     widget: Widget = "homepage"
-    k: Annotated[int, msgspec.Meta(ge=1, le=200)] = 20
+    k: Annotated[int, msgspec.Meta(ge=1, le=50)] = 20
     exclude: Annotated[list[Id], msgspec.Meta(max_length=1000)] = msgspec.field(default_factory=list)
 
 # %% ../../nbs/39_candidates.ipynb #e220e871
@@ -113,14 +113,6 @@ class Shopper(msgspec.Struct, frozen=True):
     views: list[tuple[str, float]] = msgspec.field(default_factory=list)
     cats: list[tuple[str, float]] = msgspec.field(default_factory=list)
     orders: list[tuple[str, float]] = msgspec.field(default_factory=list)
-
-
-def read_request(body: bytes) -> Request:
-    "A request out of JSON. InputError says which field is wrong and why."
-    try:
-        return msgspec.json.decode(body, type=Request)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise InputError(f"not a request: {e}", hint='such as {"user_id": "u1", "widget": "homepage"}') from e
 
 # %% ../../nbs/39_candidates.ipynb #32328895
 INTERESTS = InterestConfig()

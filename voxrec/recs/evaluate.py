@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Click', 'COLUMNS', 'SESSIONS_HINT', 'Recommender', 'POLICY', 'DAILY', 'Session', 'group_clicks', 'read_sessions',
-           'rank_of', 'Scores', 'evaluate', 'popularity', 'coview_lists', 'coview_recommender', 'view_sessions',
-           'split_by_time']
+           'rank_of', 'Scores', 'evaluate', 'popularity', 'coview_lists', 'check_arm', 'coview_recommender',
+           'view_sessions', 'split_by_time']
 
 # %% ../../nbs/41_evaluate.ipynb #6592b35e
 import csv
@@ -21,8 +21,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, InputError
-from .candidates import Request, Shelf, Shopper, gather, resolve
+from ..errors import ConfigError, DataError, InputError
+from .candidates import SOURCES, Request, Shelf, Shopper, arm_weights, gather, resolve
 from .catalog import MAX_ID_BYTES, Catalog, Product
 from .coview import CoviewConfig, CoviewState, close, coview_step
 from .events import Event, RankedList
@@ -191,22 +191,41 @@ def coview_lists(train: Sequence[Session], config: CoviewConfig = DAILY) -> list
     return close(state, end + config.gap_ms + 1, config)[1]
 
 # %% ../../nbs/41_evaluate.ipynb #78256a96
-def coview_recommender(train: Sequence[Session], config: CoviewConfig = DAILY) -> Recommender:
-    """The recommending path on items: the co-view fold over `train`, then the candidates of arm `seed`.
+def check_arm(shelf: Shelf, arm: str) -> None:
+    "ConfigError for an arm that does not exist, or whose sources find nothing for any item of the shelf."
+    told = [name for name, weight in arm_weights(arm).items() if weight > 0]
+    asked = [
+        SOURCES[name] for name in told if name != "catalogue"
+    ]  # without ratings it tells the file's order
+    ids = shelf.catalog.master_ids
+    queries = (resolve(shelf, Shopper(""), Request("", item), 0) for item in ids)
+    if ids and not any(len(ask(query)[0]) for query in queries for ask in asked):
+        raise ConfigError(
+            f"no source of arm {arm!r} applies to sessions of items: {', '.join(told) or 'it has none'}",
+            hint="measure an arm with a source that learns from clicks, such as co_view",
+        )
+
+# %% ../../nbs/41_evaluate.ipynb #0795814b
+def coview_recommender(
+    train: Sequence[Session], config: CoviewConfig = DAILY, arm: str = "seed"
+) -> Recommender:
+    """The recommending path on items: the co-view fold over `train`, then the candidates of the arm.
 
     All clicks of the session weigh the same: minutes are nothing beside the half-life of an interest.
+    ConfigError for an arm that `check_arm` refuses.
     """
     items = dict.fromkeys(item for session in train for item in session.items)
     shelf = Shelf(Catalog(Product(item, item, item) for item in items))
     own = (RankedList(kind="cat:bestsellers", id=item, items=((item, 1.0),), version=1) for item in items)
     for ranked in (*coview_lists(train, config), *own):
         shelf.apply(ranked)
+    check_arm(shelf, arm)
     ids = shelf.catalog.master_ids
 
     def recommend(clicked: Sequence[str]) -> list[str]:
         last = {item: float(n) for n, item in enumerate(clicked)}
         shopper, request = Shopper("", cats=list(last.items())), Request("", clicked[-1])
-        return [ids[i] for i in gather(resolve(shelf, shopper, request, len(clicked))).ids.tolist()]
+        return [ids[i] for i in gather(resolve(shelf, shopper, request, len(clicked)), arm).ids.tolist()]
 
     return recommend
 

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['EVENTS', 'PROMOS', 'CATALOG', 'LATE', 'DEAD', 'MAX_EVENT_BYTES', 'MAX_BODY_BYTES', 'MAX_BODY_EVENTS', 'MAX_AHEAD_MS',
            'MIN_TS_MS', 'Id', 'Qty', 'Price', 'Position', 'Millis', 'EventType', 'REQUIRED', 'ID_FIELDS', 'Factor',
-           'Seconds', 'PROMO_PROPS', 'Reason', 'Update', 'Event', 'encode_event', 'topic_of', 'key_of', 'decode_event',
-           'Promo', 'promo_of', 'Refused', 'fault', 'decode_events', 'event_schema', 'RankedList']
+           'Seconds', 'PROMO_PROPS', 'MAX_STOCK', 'Reason', 'Update', 'Event', 'encode_event', 'topic_of', 'key_of',
+           'decode_event', 'Promo', 'promo_of', 'change_of', 'Refused', 'fault', 'decode_events', 'event_schema',
+           'RankedList']
 
 # %% ../../nbs/30_events.ipynb #235dbb6e
+from codecs import BOM_UTF8
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -139,9 +141,36 @@ def promo_of(event: Event) -> Promo:
     except msgspec.ValidationError as e:
         raise InputError(f"promo for {event.pid}: {e}", hint="see PROMO_PROPS and their ranges") from e
 
+# %% ../../nbs/30_events.ipynb #7944249f
+MAX_STOCK = 2**31 - 1  # the catalogue's column is int32
+
+
+def change_of(event: Event) -> tuple[float | None, int | None]:
+    """(price, stock in pieces) that a catalog event sets, None for what it leaves as it is.
+
+    InputError where it sets neither, has another prop, or price or stock is out of its range.
+    """
+    props = event.props or {}
+    if event.type != "catalog":
+        raise InputError(f"a {event.type} event changes no offer")
+    if unknown := sorted(set(props) - {"stock"}):
+        raise InputError(f"unknown catalog prop {unknown[0]!r}", hint="a catalog event has: stock")
+    if event.price is None and not props:
+        raise InputError(f"nothing to change about {event.pid}", hint="give price, props.stock or both")
+    if event.price is not None and not 0 < event.price < float("inf"):
+        raise InputError(f"price of {event.pid} is {event.price}", hint="a price is above 0")
+    if not props:
+        return event.price, None
+    stock = props["stock"]
+    if type(stock) is not int or not 0 <= stock <= MAX_STOCK:  # True is an int, and no stock
+        raise InputError(
+            f"stock of {event.pid} is {stock!r:.40}", hint=f"a whole number from 0 to {MAX_STOCK}"
+        )
+    return event.price, stock
+
 # %% ../../nbs/30_events.ipynb #f48248b7
 Reason = Literal["broken_json", "too_large", "missing_field", "unknown_field", "unknown_type", "bad_version",
-                 "bad_value", "bad_id", "bad_time", "future_time", "bad_promo"]  # fmt: skip
+                 "bad_value", "bad_id", "bad_time", "future_time", "bad_promo", "bad_catalog"]  # fmt: skip
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -168,11 +197,13 @@ def fault(event: Event, now_ms: int) -> tuple[Reason, str] | None:
         return "bad_time", f"ts {event.ts} is before the year 2000; it is UTC milliseconds, not seconds"
     if event.ts > now_ms + MAX_AHEAD_MS:
         return "future_time", f"ts is {event.ts - now_ms} ms ahead; at most {MAX_AHEAD_MS}"
-    if event.type == "promo":
-        try:
+    try:
+        if event.type == "promo":
             promo_of(event)
-        except InputError as e:
-            return "bad_promo", str(e)
+        elif event.type == "catalog":
+            change_of(event)
+    except InputError as e:
+        return ("bad_promo" if event.type == "promo" else "bad_catalog"), str(e)
     return None
 
 # %% ../../nbs/30_events.ipynb #650b5f27
@@ -203,6 +234,7 @@ def _split(body: bytes) -> list[msgspec.Raw] | tuple[Reason, str]:
     "The items of a body, which is one object or a list of them; or why there are none."
     if len(body) > MAX_BODY_BYTES:
         return "too_large", f"a body of {len(body)} bytes; at most {MAX_BODY_BYTES}: send it in parts"
+    body = body.removeprefix(BOM_UTF8)
     if body.lstrip(b" \t\r\n")[:1] != b"[":
         return [msgspec.Raw(body)]
     try:

@@ -115,10 +115,17 @@ def embedded_server() -> Any:
 def open_client(url: str | None, server: Any = None) -> tuple[Redis, str]:
     "A client, and how errors call its server. Nothing is sent yet. Raises ConfigError."
     if url is None:
-        from fakeredis import FakeAsyncRedis
+        from fakeredis import FakeAsyncRedis, FakeAsyncRedisConnection
 
-        fake = FakeAsyncRedis(server=server or embedded_server(), decode_responses=True, protocol=2)
-        return fake, "the embedded Redis"
+        waiting = BlockingConnectionPool(
+            max_connections=64,
+            timeout=None,
+            connection_class=FakeAsyncRedisConnection,
+            server=server or embedded_server(),
+            decode_responses=True,
+            protocol=2,
+        )
+        return FakeAsyncRedis(connection_pool=waiting), "the embedded Redis"
     try:
         pool = BlockingConnectionPool.from_url(
             url,
@@ -410,16 +417,18 @@ def _announced(data: str) -> Update | None:
 
 
 def connect(
-    url: str | None = None, prefix: str = "", *, timeout_s: float = 1.0, server: Any = None
+    url: str | None = None, prefix: str = "", *, timeout_s: float | None = None, server: Any = None
 ) -> OnlineStore:
     """The online store at `url` (redis://, rediss://, unix://), or embedded when it is None.
 
-    `server`, from `embedded_server()`, is shared by the embedded stores that are given it. Nothing is sent
-    before the first call. Raises ConfigError.
+    `timeout_s` is 1 s, but 30 s embedded: there only this very process can be slow. `server`, from
+    `embedded_server()`, is shared by the embedded stores that are given it. Nothing is sent before the first
+    call. Raises ConfigError.
     """
     if "{" in prefix or "}" in prefix:
         raise ConfigError(f"the Redis prefix {prefix!r} has a brace", hint="braces place a key in a cluster")
     client, where = open_client(url, server)
+    timeout_s = timeout_s or (1.0 if url else 30.0)
     return OnlineStore(client, where, Keys(prefix), timeout_s)
 
 # %% ../../nbs/50_redis.ipynb #bb708272
@@ -488,7 +497,7 @@ class Mirror(_Synced):
     "Keeps `apply`'s owner equal to the store's shared lists and promotions. `run` it as a task."
 
     async def run(self) -> None:
-        "Follows the store until cancelled. Raises ConfigError and DataError, never Unavailable."
+        "Follows the store until cancelled, whatever it answers: what goes wrong is logged, and tried again."
         wait_s = 0.1
         while True:
             try:
@@ -496,7 +505,7 @@ class Mirror(_Synced):
                     await self.resync()
                     self.connected, wait_s = True, 0.1
                     await self._follow(changes)
-            except Unavailable as e:
+            except VoxrecError as e:
                 log.warning("the mirror waits, its values stay: %s", e.message)
             finally:
                 self.connected = False
