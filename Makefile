@@ -1,14 +1,14 @@
 # voxrec: everything a person or CI does, by name. `make help` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs bench export check test-servers train-test flink text book lock clean
+.PHONY: help demo test lab docs bench export check test-servers train-test flink dash text book lock clean
 
 PYTHON ?= $(shell command -v python3.11 || echo 3.11)
 UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin
 NOTEBOOK = $(if $(filter benchmarks/%,$(NB)),$(NB),nbs/$(NB)).ipynb
 TEXT = $(notdir $(NB)).py
-COMPILE = $(UV) pip compile -q -U --python-version 3.11 --generate-hashes --no-header --no-annotate setup.py
+COMPILE = $(UV) pip compile -q -U --refresh-package voxrec --python-version 3.11 --generate-hashes --no-header --no-annotate setup.py
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,15 +18,14 @@ demo: .venv/ready ## one shopper, three clicks, one sale, on embedded defaults: 
 
 test: .venv/ready check ## every check, every notebook, every test that needs no server
 	@$(BIN)/python tests/run_book.py
-	@$(BIN)/pytest -m "not redis and not train"
+	@$(BIN)/pytest -m "not redis and not mosquitto and not train"
 
-test-servers: .venv/ready ## the same contracts on real servers (redis-server on the PATH)
-	@command -v redis-server >/dev/null || { echo "no redis-server on the PATH (Debian: apt-get install redis-server)" >&2; exit 1; }
-	@$(BIN)/pytest -m redis
+test-servers: .venv/ready ## the same contracts on real servers (redis-server and mosquitto on the PATH)
+	@for s in redis-server mosquitto; do PATH="$$PATH:/usr/sbin" command -v $$s >/dev/null || { echo "no $$s on the PATH (Debian: apt-get install $$s)" >&2; exit 1; }; done
+	@$(BIN)/pytest -m "redis or mosquitto"
 
-train-test: ## the tests that need torch, in an environment of their own
-	@if grep -rlqs "mark.train" tests; then echo "no training environment yet" >&2; exit 1; \
-	else echo "Nothing trains yet: there is no test marked train."; fi
+train-test: .venv-train/ready ## the tests that need torch, in an environment of their own (5 GB)
+	@.venv-train/bin/pytest -m train $$(grep -l 'mark\.train' tests/test_*.py)
 
 check: .venv/ready ## notebook == module, clean notebooks, no long cells, ruff, types, import contracts
 	@$(BIN)/python tests/check_book.py
@@ -35,6 +34,9 @@ check: .venv/ready ## notebook == module, clean notebooks, no long cells, ruff, 
 	@said=$$($(BIN)/lint-imports --no-cache --no-logo 2>&1) || { echo "$$said"; exit 1; }
 
 flink: .venv-flink/ready ## the environment of the Flink jobs, apart from the main one
+
+dash: .venv/ready ## the page: be a shopper, and see what is recommended and why
+	@$(BIN)/streamlit run dashboards/app.py --browser.gatherUsageStats false
 
 lab: .venv/ready ## JupyterLab on the book
 	@$(BIN)/jupyter lab nbs
@@ -61,6 +63,7 @@ book: .venv/ready ## the text back into its notebook, exported, run, cleaned; a 
 lock: $(UV) ## resolve settings.ini again into locks/
 	@$(COMPILE) $(addprefix --extra ,serve recs voice piper dash load dev) -o locks/main.lock
 	@$(COMPILE) --extra flink -o locks/flink.lock
+	@$(COMPILE) $(addprefix --extra ,train voice) -c locks/main.lock -o locks/train.lock
 
 clean: ## environments, caches and everything that runs leave behind
 	rm -rf .venv .venv-* .tools build dist *.egg-info _docs .voxrec demo_out .*_cache .hypothesis benchmarks/executed
@@ -72,7 +75,8 @@ clean: ## environments, caches and everything that runs leave behind
 
 .venv/ready: locks/main.lock
 .venv-flink/ready: locks/flink.lock
-.venv/ready .venv-flink/ready: settings.ini setup.py pyproject.toml | $(UV)
+.venv-train/ready: locks/train.lock
+.venv/ready .venv-flink/ready .venv-train/ready: settings.ini setup.py pyproject.toml | $(UV)
 	@echo "Setting up $(@D) ..."
 	@[ -x $(@D)/bin/python ] || $(UV) venv -q --python $(PYTHON) $(@D)
 	@$(UV) pip sync -q --python $(@D)/bin/python --require-hashes $(filter locks/%,$^)

@@ -9,6 +9,9 @@ from grimp import ImportGraph
 from importlinter import Contract, ContractCheck, fields, output
 from rich.markup import escape
 
+GENERATED = {"_pb2": -2, "_pb2_grpc": -1}
+"""What `make export` makes of assets/proto, by how its name ends: it stands below the first notebook."""
+
 
 def book_numbers(folder: Path, package: str) -> dict[str, int]:
     "Module name -> number of its notebook. Raises ValueError when two notebooks export one module."
@@ -26,7 +29,8 @@ def book_numbers(folder: Path, package: str) -> dict[str, int]:
 class BookOrder(Contract):
     """Holds the import graph to the order of the notebooks in the folder `notebooks`.
 
-    Only nbdev's own files, `__init__` and `_modidx`, may be without a notebook, and they import nothing.
+    Only nbdev's own files, `__init__` and `_modidx`, which import nothing, and what is generated from
+    assets/proto may be without a notebook.
     """
 
     type_name = "book_order"
@@ -37,6 +41,7 @@ class BookOrder(Contract):
         (package,) = self.session_options["root_packages"]
         numbers = book_numbers(Path(str(self.notebooks)), package)
         missing = sorted(set(numbers) - graph.modules)
+        numbers |= {m: n for m in graph.modules for end, n in GENERATED.items() if m.endswith(end)}
         problems = [f"{module} is not in the package: run `make export`" for module in missing]
         problems += [p for module in sorted(graph.modules) for p in _problems(graph, module, numbers)]
         return ContractCheck(kept=not problems, metadata={"problems": problems})

@@ -1,11 +1,12 @@
-"""The notebooks, voxrec/ and README.md, held together.
+"""The notebooks, assets/, voxrec/ and README.md, held together.
 
-`make export` runs this with --export: it makes the package and the README from the notebooks. `make check`
-runs it without: it does the same in a temporary copy, and tells what comes out different, and which outputs
-and export cells are not fit to be read.
+`make export` runs this with --export: it makes the package from the notebooks and from assets/ (models,
+schemas), and the README. `make check` runs it without: it does the same in a temporary copy, and tells what
+comes out different, and which outputs and export cells are not fit to be read.
 """
 
 import difflib
+import filecmp
 import json
 import os
 import re
@@ -36,6 +37,29 @@ def readme(index: Path) -> str:
     return re.sub(r"\]\((?!https?:|#)", f"]({index.parent}/", text)
 
 
+def generate(assets: Path) -> None:
+    "The Python of assets/proto, in the current folder."
+    protos = sorted((assets / "proto").rglob("*.proto"))
+    if protos:
+        from grpc_tools import protoc
+
+        kinds = ["--python_out=.", "--pyi_out=.", "--grpc_python_out=."]
+        if protoc.main(["protoc", f"-I{assets / 'proto'}", *kinds, *map(str, protos)]):
+            raise SystemExit("protoc could not read assets/proto")
+
+
+def assets(root: Path, within: str) -> set[Path]:
+    "The files of an assets folder, relative to it."
+    return {p.relative_to(root / within) for p in (root / within).rglob("*") if p.is_file()}
+
+
+def export_assets(root: Path) -> None:
+    "voxrec/assets, the same as assets/: a file that is gone there goes here too."
+    shutil.rmtree(root / "voxrec/assets", ignore_errors=True)
+    if (root / "assets").is_dir():
+        shutil.copytree(root / "assets", root / "voxrec/assets")
+
+
 def export(root: Path) -> None:
     "Package, clean notebooks and README.md, in `root`."
     from nbdev.clean import nbdev_clean
@@ -43,7 +67,9 @@ def export(root: Path) -> None:
 
     os.chdir(root)  # nbdev finds settings.ini from here
     warnings.simplefilter("error", UserWarning)  # nbdev only warns of a notebook that it cannot export
+    generate(Path("assets"))
     nbdev_export()
+    export_assets(root)
     for path in notebooks(root):
         nbdev_clean(fname=str(path))
     index = Path("nbs/index.ipynb")
@@ -76,7 +102,7 @@ def cell_problems(root: Path) -> Iterator[str]:
 
 def sources(root: Path) -> set[Path]:
     "What a notebook makes, relative to `root`: modules, README.md, and the cleaned notebooks themselves."
-    modules = {p.relative_to(root) for p in (root / "voxrec").rglob("*.py")}
+    modules = {p.relative_to(root) for p in (root / "voxrec").rglob("*.py*") if p.suffix in (".py", ".pyi")}
     return modules | set(notebooks(root)) | ({Path("README.md")} if (root / "README.md").exists() else set())
 
 
@@ -98,21 +124,35 @@ def differences(root: Path, made: Path) -> Iterator[str]:
                 yield "\n".join([f"{path}: {what}", *lines])
 
 
+def asset_differences(root: Path) -> Iterator[str]:
+    "Each file of voxrec/assets that is not the one in assets/, byte for byte."
+    there, here = assets(root, "assets"), assets(root, "voxrec/assets")
+    for path in sorted(there | here):
+        if path not in there:
+            yield f"voxrec/assets/{path}: not in assets/; delete it, or put it there"
+        elif path not in here:
+            yield f"voxrec/assets/{path}: missing"
+        elif not filecmp.cmp(root / "assets" / path, root / "voxrec/assets" / path, shallow=False):
+            yield f"voxrec/assets/{path}: is not the file in assets/"
+
+
 def main(root: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder).resolve()
         shutil.copy(root / "settings.ini", copy)
+        if (root / "assets").exists():
+            shutil.copytree(root / "assets", copy / "assets")
         for path in notebooks(root):
             (copy / path).parent.mkdir(exist_ok=True)
             shutil.copy(root / path, copy / path)
         export(copy)
-        different, outputs = list(differences(root, copy)), list(output_problems(root))
-        cells = list(cell_problems(root))
+        different = [*differences(root, copy), *asset_differences(root)]
+        outputs, cells = list(output_problems(root)), list(cell_problems(root))
         os.chdir(root)
     for problem in different + outputs + cells:
         print(f"- {problem}")
     if different:
-        print("Edit notebooks only, then run: make export")
+        print("Edit notebooks and assets/ only, then run: make export")
     if outputs:
         print("Run the notebook again (make text NB=.., make book NB=..) until its outputs are fit to print.")
     if cells:

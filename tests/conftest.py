@@ -1,4 +1,4 @@
-"""A real redis-server for the tests marked `redis`: on a port of its own, ended by its pid."""
+"""Real servers for the tests marked `redis` and `mosquitto`: each on a port of its own, ended by its pid."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +69,62 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.kill()
+
+
+class Mosquitto:
+    "A mosquitto process without persistence, on a port that it keeps when it is started again."
+
+    def __init__(self, folder: Path, program: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.folder, self.program, self.url = folder, program, f"mqtt://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        "Returns when it listens."
+        config = self.folder / "mosquitto.conf"
+        config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+        with (self.folder / "mosquitto.log").open("ab") as log:
+            self._process = subprocess.Popen([self.program, "-c", str(config)], stdout=log, stderr=log)
+        for _ in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.05)
+            if self._process.poll() is not None:
+                break
+        raise RuntimeError(f"mosquitto did not start, see {self.folder / 'mosquitto.log'}")
+
+    def stop(self) -> None:
+        "Ends it as a power cut would."
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        pytest.skip("no mosquitto on the PATH (Debian: apt-get install mosquitto)")
+    server = Mosquitto(tmp_path, program)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.mosquitto)])
+def mqtt_broker(request: pytest.FixtureRequest) -> Iterator[Any]:
+    "A broker with `url`, `start` and `stop`: amqtt in this process, or Mosquitto."
+    if request.param == "real":
+        yield request.getfixturevalue("mosquitto")
+        return
+    from voxrec.mqtt import EmbeddedBroker
+
+    broker = EmbeddedBroker()
+    broker.start()
+    yield broker
+    broker.stop()

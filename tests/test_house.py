@@ -46,9 +46,17 @@ def test_book_in_order_is_kept(shelf: Path) -> None:
     assert check_order(shelf).kept
 
 
+def test_generated_modules_need_no_notebook(shelf: Path) -> None:
+    (shelf / "shelf/door_pb2.py").touch()
+    (shelf / "shelf/door_pb2_grpc.py").write_text("from . import door_pb2")
+    (shelf / "shelf/one.py").write_text("from . import door_pb2, door_pb2_grpc")
+    assert check_order(shelf).kept
+
+
 @pytest.mark.parametrize(
     ("file", "text", "problem"),
     [
+        ("door_pb2", "import shelf.one", "shelf.door_pb2 (-2) imports shelf.one (00), line 1"),
         ("one", "import shelf.two", "shelf.one (00) imports shelf.two (01), line 1: import shelf.two"),
         ("__init__", "from . import one", "shelf (no notebook) imports shelf.one (00), line 1"),
         ("three", "", "shelf.three has no notebook"),

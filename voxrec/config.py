@@ -45,6 +45,22 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "synthetic"
     redis_url: Annotated[str | None, Meta(description="online store; unset: in process")] = None
     redis_prefix: Annotated[str, Meta(description="put before every key and channel")] = ""
+    mqtt_url: Annotated[str | None, Meta(description="broker for devices and actions; unset: in process")] = (
+        None
+    )
+    whisper_model: Annotated[
+        str | None, Meta(description="'tiny.en' (unset), 'domain', a hub name or a CTranslate2 folder")
+    ] = None
+    intent_model: Annotated[
+        Path | None, Meta(description="folder of an intent model; unset: the one shipped")
+    ] = None
+    piper_voice: Annotated[
+        Path | None, Meta(description="Piper voice (.onnx); unset: the package's, else a lighter voice")
+    ] = None
+    speech_port: Annotated[Port, Meta(description="port of the speech service (gRPC)")] = 50051
+    speech_url: Annotated[
+        str | None, Meta(description="host:port of the speech service that the bridge uses")
+    ] = None
     tenants: Annotated[Path | None, Meta(description="folder of <tenant_id>.toml files")] = None
 
 # %% ../nbs/01_config.ipynb #28ff7216

@@ -1,0 +1,309 @@
+"""From a device's messages to an utterance and back: the same on the embedded broker and on Mosquitto."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voxrec.config import Device, Tenant
+from voxrec.errors import NotFound, TimedOut
+from voxrec.mqtt import connect_mqtt
+from voxrec.serve.bridge import (
+    Begin,
+    Bridge,
+    BridgeConfig,
+    Dropped,
+    End,
+    Lost,
+    Order,
+    OrderConfig,
+    Sound,
+    Step,
+    Utterance,
+    open_bridge,
+    order_step,
+)
+from voxrec.speech.v1.speech_pb2 import Result
+from voxrec.speech.v1.speech_pb2_grpc import SpeechServicer, add_SpeechServicer_to_server
+from voxrec.voice.audio import RATE, Frame, pack_frame
+from voxrec.voice.device import Reply, ReplyMeta, State, frames_of, open_wearable
+
+TENANT = Tenant(id="north", devices={f"watch-{n}": Device(zone=f"aisle {n}") for n in range(4)})
+LETTERS = " abcdefghij"
+FAST = BridgeConfig(order=OrderConfig(hold_ms=400), idle_ms=400)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Loudness(SpeechServicer):
+    "Writes a letter for each tenth of a second, by its loudness; '_' for silence. `die_after` bytes it dies."
+
+    async def StreamingRecognize(self, requests: Any, context: Any) -> AsyncIterator[Result]:
+        pcm = b""
+        async for request in requests:
+            pcm += request.audio.pcm
+            if request.audio.end:
+                break
+        heard = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
+        levels = [round(float(np.abs(h).max()) * 10) for h in np.split(heard, range(1600, len(heard), 1600))]
+        text = "".join(LETTERS[n] if n else "_" for n in levels) if len(heard) else ""
+        yield Result(utterance_id="1", is_final=True, text=text, confidence=1, end_ms=len(heard) // 16)
+
+
+class Speech:
+    "The service, on a port that it keeps when it is started again."
+
+    port = 0
+
+    async def start(self) -> None:
+        self.server = grpc.aio.server()
+        add_SpeechServicer_to_server(Loudness(), self.server)
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self.server.start()
+
+
+def tones(letters: str) -> np.ndarray:
+    levels = np.repeat([LETTERS.index(x) / 10 for x in letters], RATE // 10)
+    return levels.astype(np.float32)
+
+
+def whose(device_id: str) -> tuple[Tenant, Device]:
+    if device_id not in TENANT.devices:
+        raise NotFound(f"no tenant has a device {device_id!r}")
+    return TENANT, TENANT.devices[device_id]
+
+
+class Scene:
+    "A bridge and whatever it was told; a client beside it."
+
+    def __init__(self, broker: Any, bridge: Bridge, mqtt: Any, speech: Speech, heard: list[Utterance]):
+        self.broker, self.bridge, self.mqtt, self.speech, self.heard = broker, bridge, mqtt, speech, heard
+
+    @property
+    def texts(self) -> list[str]:
+        return [u.text for u in self.heard]
+
+    def dropped(self, reason: str) -> float:
+        return self.bridge.dropped.labels(reason)._value.get()
+
+    async def send(self, frames: Sequence[Frame | bytes], device: str = "watch-0") -> None:
+        for frame in frames:
+            body = frame if isinstance(frame, bytes) else pack_frame(frame)
+            await self.mqtt.publish(f"wearable/{device}/audio/v1", body)
+
+    async def until(self, true: Callable[[], object], within_s: float = 8.0) -> None:
+        async with asyncio.timeout(within_s):
+            while not true():
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def scene(mqtt_broker: Any) -> AsyncIterator[Scene]:
+    async with staged(mqtt_broker) as made:
+        yield made
+
+
+@asynccontextmanager
+async def staged(broker: Any, config: BridgeConfig = FAST) -> AsyncIterator[Scene]:
+    heard: list[Utterance] = []
+
+    async def answer(utterance: Utterance) -> Reply:
+        heard.append(utterance)
+        return Reply(ReplyMeta(utterance_id=utterance.id, heard=utterance.text, text="yes"), b"RIFF")
+
+    speech = Speech()
+    await speech.start()
+    async with (
+        open_bridge(broker.url, f"127.0.0.1:{speech.port}", whose, answer, config) as bridge,
+        connect_mqtt(broker.url) as mqtt,
+    ):
+        yield Scene(broker, bridge, mqtt, speech, heard)
+    await speech.server.stop(0)
+
+
+def utterance(letters: str, first_seq: int = 100) -> list[Frame]:
+    return frames_of(tones(letters), 100, first_seq)
+
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_in_any_order_and_doubled(scene: Scene) -> None:
+    frames = utterance("abcdefgh")
+    mixed = [*frames, *frames[2:5]]
+    random.Random(3).shuffle(mixed)
+    await scene.send(mixed)
+    await scene.until(lambda: scene.heard and scene.dropped("double") == 3)
+    assert scene.texts == ["abcdefgh"] and scene.heard[0].lost_ms == 0
+
+
+async def test_what_is_lost_for_good_becomes_silence_and_is_told(scene: Scene) -> None:
+    frames = utterance("abcdefgh")
+    async with scene.mqtt.subscribe("wearable/watch-0/state") as states:
+        await scene.send(frames[:3] + frames[5:])
+        await scene.until(lambda: scene.heard)
+        said = [msgspec.json.decode((await states.get(2)).payload, type=State) for _ in range(2)]
+    assert scene.texts == ["abc__fgh"] and scene.heard[0].lost_ms == 200
+    assert said[1] == State(state="missing", next_seq=103)
+
+
+async def test_a_frame_with_half_a_sample_is_refused_and_comes_again(scene: Scene) -> None:
+    frames = utterance("abcd")
+    broken = pack_frame(frames[1])[:-1]
+    await scene.send([frames[0], broken, *frames[2:], frames[1]])
+    await scene.until(lambda: scene.heard)
+    assert scene.texts == ["abcd"] and scene.dropped("unreadable") == 1
+
+
+async def test_nonsense_is_counted_and_hurts_nobody(scene: Scene) -> None:
+    for part, body in (
+        ("audio/v1", b""),
+        ("audio/v1", b"\x07" * 20),
+        ("audio/v1", pack_frame(Frame(codec="opus", start=True, payload=b"x"))),
+        ("audio", b"x" * 70_000),
+        ("control", b"{"),
+        ("control", b'{"kind": "dance"}'),
+        ("control", b"\xff"),
+    ):
+        await scene.mqtt.publish(f"wearable/watch-0/{part}", body)
+    await scene.send(utterance("abc"))
+    await scene.until(lambda: scene.heard)
+    assert scene.texts == ["abc"] and scene.dropped("unreadable") == 7
+
+
+async def test_raw_sound_of_odd_length(scene: Scene) -> None:
+    pcm = (tones("abc") * 32768).astype("<i2").tobytes()
+    for body in (b'{"kind": "start"}', pcm[:3200] + b"!", b"", b"!", pcm[3200:], b'{"kind": "end"}'):
+        part = "control" if body.startswith(b"{") else "audio"
+        await scene.mqtt.publish(f"wearable/watch-0/{part}", body)
+    await scene.until(lambda: scene.heard)
+    assert scene.texts == ["abc"] and scene.dropped("odd byte") == 2
+
+
+async def test_a_stranger_is_refused(scene: Scene) -> None:
+    async with open_wearable(scene.mqtt, "stranger", speed=0) as stranger:
+        with pytest.raises(NotFound, match="no tenant has a device 'stranger'"):
+            await stranger.say(tones("abc"))
+    assert scene.dropped("unknown device") >= 1 and not scene.heard
+
+
+async def test_devices_do_not_hear_each_other(scene: Scene) -> None:
+    said = {f"watch-{n}": utterance("abcd"[n] * 6, first_seq=n) for n in range(4)}
+    for turn in zip(*said.values(), strict=True):
+        for device, frame in zip(said, turn, strict=True):
+            await scene.send([frame], device)
+    await scene.until(lambda: len(scene.heard) == 4)
+    assert {u.device_id: u.text for u in scene.heard} == {f"watch-{n}": "abcd"[n] * 6 for n in range(4)}
+    assert all(u.device == TENANT.devices[u.device_id] and u.id.startswith(u.device_id) for u in scene.heard)
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+async def test_a_whole_turn(scene: Scene, numbered: bool) -> None:
+    async with open_wearable(scene.mqtt, "watch-1", chunk_ms=200, speed=20, numbered=numbered) as watch:
+        for text in "abcde", "j", "edcba":
+            turn = await watch.say(tones(text))
+            assert turn.received and [r.meta.heard for r in turn.replies] == [text]
+    assert len({u.id for u in scene.heard}) == 3
+
+
+async def test_the_broker_restarts_in_the_middle(scene: Scene) -> None:
+    async with connect_mqtt(scene.broker.url) as mqtt, open_wearable(mqtt, "watch-0", chunk_ms=100) as watch:
+        saying = asyncio.create_task(watch.say(tones("abcdefghij" * 2)))
+        await asyncio.sleep(0.7)
+        await asyncio.to_thread(scene.broker.stop)
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(scene.broker.start)
+        turn = await saying
+    assert scene.texts == ["abcdefghij" * 2] and scene.heard[0].lost_ms == 0
+    assert len(turn.replies) == 1 and mqtt.connections >= 2
+
+
+async def test_the_recogniser_restarts_in_the_middle(scene: Scene) -> None:
+    async with open_wearable(scene.mqtt, "watch-0", chunk_ms=100) as watch:
+        saying = asyncio.create_task(watch.say(tones("abcdefghij")))
+        await asyncio.sleep(0.5)
+        await scene.speech.server.stop(0)
+        await scene.speech.start()
+        turn = await saying
+    assert scene.texts == ["abcdefghij"] and len(turn.replies) == 1
+
+
+async def test_cancelled_is_not_answered(scene: Scene) -> None:
+    frames = utterance("abcdef")
+    await scene.send(frames[:4])
+    await scene.mqtt.publish("wearable/watch-0/control", b'{"kind": "cancel"}')
+    await scene.send(frames[4:])
+    await asyncio.sleep(0.8)
+    assert not scene.heard
+    await scene.send(utterance("fed", first_seq=106))
+    await scene.until(lambda: scene.heard)
+    assert scene.texts == ["fed"]
+
+
+async def test_a_device_that_vanishes_causes_nothing(mqtt_broker: Any) -> None:
+    config = BridgeConfig(order=OrderConfig(hold_ms=200), gone_ms=300)
+    async with staged(mqtt_broker, config) as scene:
+        await scene.send(utterance("abcdef")[:4])
+        await scene.until(lambda: scene.bridge.ears and not scene.bridge.ears["watch-0"].talks)
+        assert not scene.heard
+
+
+async def test_no_bridge_there(mqtt_broker: Any) -> None:
+    async with connect_mqtt(mqtt_broker.url) as mqtt, open_wearable(mqtt, "watch-0", speed=0) as watch:
+        with pytest.raises(TimedOut, match="1 of 1 sent"):
+            await watch.say(tones("ab"), timeout_s=0.3)
+
+
+def folded(frames: Sequence[Frame]) -> list[Step]:
+    state, steps = Order(), []
+    for now_ms, frame in enumerate(frames):
+        state, more = order_step(state, frame, now_ms, OrderConfig(hold_ms=10_000))
+        steps += more
+    return steps
+
+
+@given(st.integers(1, 12), st.integers(0, 2**32 - 1), st.randoms(), st.data())
+def test_any_order_and_any_doubles_give_the_same_stream(n: int, first: int, chance: Any, data: Any) -> None:
+    frames = [
+        Frame(seq=(first + i) % 2**32, start=i == 0, end=i == n - 1, payload=bytes([i, 0])) for i in range(n)
+    ]
+    mixed = [*frames, *data.draw(st.lists(st.sampled_from(frames), max_size=6))]
+    chance.shuffle(mixed)
+    useful = [s for s in folded(mixed) if isinstance(s, Begin | Sound | End | Lost)]
+    assert useful == [Begin(RATE), *(Sound(f.payload) for f in frames), End()]
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.booleans(), st.booleans()), max_size=60))
+def test_whatever_comes_sound_lies_between_a_begin_and_an_end(numbers: list[tuple[int, bool, bool]]) -> None:
+    "Random starts, ends and numbers, with time passing: never sound outside a stream, never two at once."
+    state, opened = Order(), False
+    ticks: Iterator[int] = itertools.count(0, 500)
+    for seq, start, end in numbers:
+        frame = Frame(seq=seq, start=start, end=end, payload=bytes([seq, start]))
+        for item in (frame, None):
+            state, steps = order_step(state, item, next(ticks), OrderConfig(hold_ms=1000, ahead=20))
+            for step in steps:
+                match step:
+                    case Begin():
+                        assert not opened
+                        opened = True
+                    case End():
+                        assert opened
+                        opened = False
+                    case Sound() | Lost():
+                        assert opened
+                    case Dropped(reason):
+                        assert reason
+        assert opened == state.open and len(state.held) <= 22
