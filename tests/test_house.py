@@ -85,7 +85,7 @@ def declared() -> list[dict[str, object]]:
 
 
 def test_contracts_are_declared() -> None:
-    assert any("(voxrec.voice) | (voxrec.recs)" in str(c.get("layers")) for c in declared())
+    assert any("voxrec.voice | voxrec.recs" in str(c.get("layers")) for c in declared())
     assert any(c["type"] == "book_order" and c["notebooks"] == "nbs" for c in declared())
 
 
