@@ -251,7 +251,11 @@ class TenantBook:
         self.refresh()
 
     def refresh(self) -> list[str]:
-        "Ids of the tenants that were read again, added or removed."
+        "Ids of the tenants that were read again, added or removed. A folder that is away takes nobody with it."
+        if not self.folder.is_dir():
+            self.problems[""] = f"the folder {self.folder} is gone; its tenants stay as they were"
+            return []
+        self.problems.pop("", None)
         files = {p.stem: p for p in sorted(self.folder.glob("*.toml"))}
         changed = [t for t in self.tenants if t not in files]
         for gone in changed:

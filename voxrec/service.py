@@ -229,7 +229,13 @@ class Api:
         )
         in_flight = Gauge("voxrec_http_in_flight", "Requests being answered", registry=registry)
         table = [StarletteRoute(r.path, endpoint(r, seconds, in_flight), methods=[r.method]) for r in every]
-        handlers = {404: _no_route, 405: _no_route}
+
+        def no_route(request: Request, error: Exception) -> Response:
+            response = _no_route(request, error)
+            seconds.labels("", str(response.status_code)).observe(0)  # counted; there was nothing to wait for
+            return response
+
+        handlers = {404: no_route, 405: no_route}
         self.app = Starlette(routes=table, lifespan=self._live, exception_handlers=handlers)
         self.app.router.redirect_slashes = False
 
