@@ -13,16 +13,16 @@ COMPILE = $(UV) pip compile -q -U --refresh-package voxrec --python-version 3.11
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/ready ## one shopper, three clicks, one sale, on embedded defaults: what was recommended, and why
+demo: .venv/ready ## a warehouse floor and a shop, on embedded defaults: both stories, then the page
 	@$(BIN)/voxrec demo
 
 test: .venv/ready check ## every check, every notebook, every test that needs no server
 	@$(BIN)/python tests/run_book.py
-	@$(BIN)/pytest -m "not redis and not mosquitto and not train"
+	@$(BIN)/pytest -m "not redis and not mosquitto and not chromium and not train"
 
-test-servers: .venv/ready ## the same contracts on real servers (redis-server and mosquitto on the PATH)
-	@for s in redis-server mosquitto; do PATH="$$PATH:/usr/sbin" command -v $$s >/dev/null || { echo "no $$s on the PATH (Debian: apt-get install $$s)" >&2; exit 1; }; done
-	@$(BIN)/pytest -m "redis or mosquitto"
+test-servers: .venv/ready ## the same contracts on real servers, the page in a real browser (redis-server, mosquitto, chromium)
+	@for s in redis-server mosquitto chromium; do PATH="$$PATH:/usr/sbin" command -v $$s >/dev/null || { echo "no $$s on the PATH (Debian: apt-get install $$s)" >&2; exit 1; }; done
+	@$(BIN)/pytest -m "redis or mosquitto or chromium"
 
 train-test: .venv-train/ready ## the tests that need torch, in an environment of their own (5 GB)
 	@.venv-train/bin/pytest -m train $$(grep -l 'mark\.train' tests/test_*.py)
@@ -35,7 +35,7 @@ check: .venv/ready ## notebook == module, clean notebooks, no long cells, ruff, 
 
 flink: .venv-flink/ready ## the environment of the Flink jobs, apart from the main one
 
-dash: .venv/ready ## the page: be a shopper, and see what is recommended and why
+dash: .venv/ready ## the page alone: speak to the warehouse, be a shopper
 	@$(BIN)/streamlit run dashboards/app.py --browser.gatherUsageStats false
 
 lab: .venv/ready ## JupyterLab on the book

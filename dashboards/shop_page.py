@@ -1,19 +1,21 @@
 """Shop: be somebody, look at products, and see the list change and say why."""
 
+import atexit
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
+import pieces
 import streamlit as st
 
 from voxrec.config import load_settings
 from voxrec.demo import Shop, moves, shop_window, why_words
-from voxrec.errors import DataError
+from voxrec.errors import VoxrecError
 from voxrec.recs.rerank import Item
 
 COLUMNS = 4
-WINDOWS: list[object] = []
 WIDGETS = {"homepage": "Homepage", "related": "Beside a product", "sponsored": "Sponsored", "cart": "Cart"}
 
 
@@ -21,14 +23,21 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-@st.cache_resource(show_spinner="Opening the shop ...")
-def open_shop(url: str) -> httpx.Client:
+def close(opened: tuple[Any, httpx.Client]) -> None:
+    opened[0].__exit__(None, None, None)
+
+
+@st.cache_resource(show_spinner="Opening the shop ...", on_release=close)
+def open_shop(url: str) -> tuple[Any, httpx.Client]:
     "A client of the service at `url`, or of one that is started here over an invented past."
     if url:
-        return httpx.Client(base_url=url, timeout=5)
+        client = httpx.Client(base_url=url, timeout=5)
+        return client, client
     window = shop_window(load_settings(), now_ms())
-    WINDOWS.append(window)  # open as long as this process lives
-    return window.__enter__()[0]
+    return window, window.__enter__()[0]
+
+
+atexit.register(open_shop.clear)
 
 
 @st.cache_data(show_spinner=False)
@@ -45,13 +54,13 @@ def tell(shop: Shop, said: str, kind: str, **facts: object) -> None:
 
 def card(shop: Shop, place: int, item: Item, move: str) -> None:
     facts = product(shop, item.master_id)
-    with st.container(border=True, height=330):
+    with st.container(border=True, height="stretch"):
         colour = {"▲": "green", "▼": "red", "n": "blue"}.get(move[:1], "gray")
-        badge = f" :{colour}-badge[{move}]" if move else ""
+        badge = f" :{colour}-badge[{move}]" if move.strip("·") else ""
         st.markdown(f"**{place}** · {item.price:.2f}{badge}")
         st.markdown(f"**{facts['title']}**  \n:gray[{facts['category']}]")
-        st.markdown(" ".join(f":violet-badge[{word}]" for word in why_words(item)))
-        st.markdown(" ".join(f":orange-badge[{rule}]" for rule in item.rules))
+        why = [f":violet-badge[{word}]" for word in why_words(item)]
+        st.markdown(" ".join(why + [f":orange-badge[{rule}]" for rule in item.rules]))
         st.caption(f"score {item.score:.4g}")
         title = facts["title"]
         left, right = st.columns(2)
@@ -76,18 +85,18 @@ def card(shop: Shop, place: int, item: Item, move: str) -> None:
 
 
 def look(shop: Shop, item: Item, title: str) -> None:
-    tell(shop, f"{shop.user_id} looked at {title}", "view", user_id=shop.user_id, master_id=item.master_id)
-    st.session_state.page_of = item.master_id
+    with told():
+        said = f"{shop.user_id} looked at {title}"
+        tell(shop, said, "view", user_id=shop.user_id, master_id=item.master_id)
+        st.session_state.page_of = item.master_id
 
 
 def promote(shop: Shop, item: Item, label: str, props: dict[str, object], title: str) -> None:
-    pids = (
-        [offer.pid for offer in shop.product(item.master_id).offers]
-        if label in ("Out of stock", "Back to normal")
-        else [item.pid]
-    )
-    for pid in pids:
-        tell(shop, f"{label}: {title}", "promo", pid=pid, props=props)
+    with told():
+        offers = shop.product(item.master_id).offers
+        everywhere = label in ("Out of stock", "Back to normal")
+        for pid in [offer.pid for offer in offers] if everywhere else [item.pid]:
+            tell(shop, f"{label}: {title}", "promo", pid=pid, props=props)
 
 
 def show(url: str) -> None:
@@ -97,7 +106,7 @@ def show(url: str) -> None:
     widget = middle.selectbox("on the", list(WIDGETS), format_func=WIDGETS.get)
     k = right.select_slider("items", [4, 8, 12, 20], value=8)
     with told():
-        shop = Shop(open_shop(url), user or "somebody", now_ms())
+        shop = Shop(open_shop(url)[1], user or "somebody", now_ms())
         where = {"widget": widget}
         if widget == "related" and "page_of" in st.session_state:
             where["master_id"] = st.session_state.page_of
@@ -117,7 +126,7 @@ def draw(shop: Shop, items: list[Item], view: tuple[str, str, int]) -> None:
     if said := st.session_state.pop("said", ""):
         gone = [m for m in before if m not in masters] if last_view == view else []
         left = f" {len(gone)} left the list." if gone else ""
-        st.success(f"{said}.{left}", icon="⚡")
+        st.success(f"{said}.{left}", icon=":material/bolt:")
     for first in range(0, len(items), COLUMNS):
         row = zip(st.columns(COLUMNS), items[first : first + COLUMNS], strict=False)
         for offset, (column, item) in enumerate(row):
@@ -130,6 +139,9 @@ def told() -> Iterator[None]:
     "What goes wrong with the service is told on the page, not thrown at the reader."
     try:
         yield
-    except (httpx.HTTPError, DataError) as e:
-        st.error(f"The shop does not answer: {e}", icon="🔌")
+    except httpx.HTTPError as e:
+        pieces.problem("The shop does not answer.", str(e), icon=":material/power_off:")
+        st.button("Try again")
+    except VoxrecError as e:
+        pieces.problem(e.message, e.hint)
         st.button("Try again")

@@ -3,14 +3,17 @@
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from voxrec.config import Device, Person, Team, Tenant, Threshold
-from voxrec.voice.decide import RULES, Action, Decision, Heard, Pending, decide
+from voxrec.voice.actions import WAYS, Way, message_of
+from voxrec.voice.decide import Action, Decision, Heard, Pending, decide
 from voxrec.voice.directory import Directory
-from voxrec.voice.intent import INTENTS, Slot, Understood
+from voxrec.voice.intent import INTENTS, Intent, Slot, Understood
+from voxrec.voice.turn import question_of
 
 SITE = Tenant(
     id="north",
@@ -272,8 +275,31 @@ def test_a_site_without_names_takes_the_words() -> None:
     assert decided("call [person](Anna)", "DIAL_PERSON", tenant=bare).asks == "person"  # nobody to dial
 
 
-def test_every_command_has_a_rule() -> None:
-    assert set(RULES) | {"GENERAL_QUERY", "CONFIRM", "DENY", "CANCEL", "REPEAT"} == set(INTENTS)
+def test_every_kind_of_action_has_its_words() -> None:
+    kinds = [row.kind for row in INTENTS.values() if row.kind]
+    assert len(set(kinds)) == 6 and {*kinds, "cancel"} == set(WAYS)
+
+
+def test_a_new_intent_is_two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe of 15_intent: decided, asked for, described and sent, with nothing else changed."""
+    row = Intent("ask for supplies", "supplies", needs=("place",), limits=Threshold(act=0.9, confirm=0.7))
+    way = Way(lambda a: f"order supplies for {a.location}", topic="site/supplies")
+    monkeypatch.setitem(INTENTS, "ORDER_SUPPLIES", row)
+    monkeypatch.setitem(WAYS, "supplies", way)
+    more = "more labels for [place](zone B)"
+    assert [decided(more, "ORDER_SUPPLIES", c).kind for c in (0.69, 0.7, 0.9, 0.91)] == [
+        "cloud",
+        "confirm",
+        "confirm",
+        "act",
+    ]
+    assert decided("more labels", "ORDER_SUPPLIES", device_id="nowhere").asks == "place"
+    asked = decided(more, "ORDER_SUPPLIES", 0.8)
+    assert question_of(asked) == "Shall I order supplies for zone B?"
+    yes = decided("yes", "CONFIRM", pending=Pending(asked.action, "yes", 11_000))  # type: ignore[arg-type]
+    assert yes.action is not None and message_of(yes.action, "zone B")["location"] == "zone B"
+    strict = msgspec.structs.replace(SITE, thresholds={"ORDER_SUPPLIES": Threshold(act=0.99, confirm=0.9)})
+    assert decided(more, "ORDER_SUPPLIES", 0.98, tenant=strict).kind == "confirm"
 
 
 @given(

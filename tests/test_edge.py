@@ -9,19 +9,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from voxrec.config import Settings
-from voxrec.errors import NotFound, TimedOut
-from voxrec.mqtt import EmbeddedBroker, connect_mqtt, embedded_broker, free_port
+from voxrec.errors import NotFound, TimedOut, Unavailable
+from voxrec.mqtt import MqttClient, connect_mqtt, embedded_broker, free_port
 from voxrec.serve.bridge import BridgeConfig, OrderConfig
 from voxrec.serve.edge import Site, run_edge, run_on, running_site
 from voxrec.serve.speech import running_speech
 from voxrec.voice.actions import open_board
-from voxrec.voice.audio import RATE, Samples, pack_frame, read_audio
+from voxrec.voice.audio import RATE, Samples, pack_frame, read_audio, write_wav
 from voxrec.voice.device import frames_of, open_wearable
 from voxrec.voice.transcribe import Transcript
 
@@ -96,22 +97,16 @@ def meanwhile(after_s: float, call: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-class SpeechProcess:
-    "The speech service with tiny.en as a process of its own, on a port that it keeps."
+class Service:
+    "`voxrec serve` as a process of its own, killed as a power cut would."
 
-    CODE = (
-        "import sys; from voxrec.serve.speech import serve_speech; from voxrec.telemetry import new_registry;"
-        "from voxrec.voice.transcribe import open_recognizer;"
-        "serve_speech(open_recognizer(), '127.0.0.1', int(sys.argv[1]), new_registry('speech'))"
-    )
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.target = f"127.0.0.1:{self.port}"
+    def __init__(self, name: str, **settings: object):
+        self.name, self.settings = name, {f"VOXREC_{k.upper()}": str(v) for k, v in settings.items()}
 
     def start(self) -> None:
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, "-c", self.CODE, str(self.port)], env=env)
+        env = os.environ | {"OMP_NUM_THREADS": "1"} | self.settings
+        code = "from voxrec.cli import app; app()"
+        self.process = subprocess.Popen([sys.executable, "-c", code, "serve", self.name], env=env)
 
     def kill(self) -> None:
         self.process.kill()
@@ -122,44 +117,136 @@ class SpeechProcess:
         self.start()
 
 
-def test_the_speech_service_is_killed_in_the_middle_of_a_sentence(tenants: Path) -> None:
-    speech = SpeechProcess()
-    speech.start()
-    try:
-        with grpc.insecure_channel(speech.target) as channel:
-            grpc.channel_ready_future(channel).result(30)
-        settings = Settings(tenants=tenants, speech_url=speech.target)
-        with running_site(settings, voice=Beep(), config=FAST) as site:
-            killing = meanwhile(1.5, speech.again)
-            said = site.say("north-1", CLIP, speed=1.0)
-            killing.join()
-            undisturbed = site.say("north-2", CLIP)
-    finally:
-        speech.kill()
+@pytest.fixture
+def speech() -> Iterator[Service]:
+    "The speech service with tiny.en, on a port that it keeps."
+    service = Service("speech", host="127.0.0.1", speech_port=free_port())
+    service.start()
+    with grpc.insecure_channel(target_of(service)) as channel:
+        grpc.channel_ready_future(channel).result(60)
+    yield service
+    service.kill()
+
+
+def target_of(service: Service) -> str:
+    return f"127.0.0.1:{service.settings['VOXREC_SPEECH_PORT']}"
+
+
+def test_the_speech_service_is_killed_in_the_middle_of_a_sentence(tenants: Path, speech: Service) -> None:
+    settings = Settings(tenants=tenants, speech_url=target_of(speech))
+    with running_site(settings, voice=Beep(), config=FAST) as site:
+        killing = meanwhile(1.5, speech.again)
+        said = site.say("north-1", CLIP, speed=1.0)
+        killing.join()
+        undisturbed = site.say("north-2", CLIP)
     texts = [t.heard.text for t in said.turns]
     assert texts == [t.heard.text for t in undisturbed.turns] == ["Send maintenance to dock 7."]
     assert [(c[1]["team"], c[1]["location"]) for c in said.calls] == [("maintenance", "dock 7")]
     assert len(said.replies) == 1
 
 
-def test_the_broker_restarts_in_the_middle_of_a_sentence(tenants: Path, prompter: Prompter) -> None:
-    broker = EmbeddedBroker()
-    broker.start()
+def test_a_speech_service_that_stays_dead_is_told_by_voice(tenants: Path, speech: Service) -> None:
+    "The worker is asked to say it again, nothing is done; and when it is back, it works."
+    settings = Settings(tenants=tenants, speech_url=target_of(speech))
+    with running_site(settings, voice=Beep(), config=BridgeConfig(patience_s=1)) as site:
+        killing = meanwhile(1.5, speech.kill)
+        with pytest.raises(Unavailable, match="speech service"):
+            site.say("north-1", CLIP, speed=1.0)
+        killing.join()
+        assert [t.reply for t in site.turned] == ["Sorry, I did not catch that. Please say it again."]
+        assert not site.board.calls
+        speech.start()
+        with grpc.insecure_channel(target_of(speech)) as channel:
+            grpc.channel_ready_future(channel).result(60)
+        assert len(site.say("north-1", CLIP).calls) == 1
+
+
+def test_the_broker_is_killed_in_the_middle_of_a_sentence(
+    tenants: Path, prompter: Prompter, mqtt_broker: Any
+) -> None:
+    "Early, in the middle, and while it is recognised: each order is carried out once, and answered."
 
     def restart() -> None:
-        broker.stop()
+        mqtt_broker.stop()
         time.sleep(0.3)
-        broker.start()
+        mqtt_broker.start()
 
-    settings = Settings(tenants=tenants, mqtt_url=broker.url)
+    settings = Settings(tenants=tenants, mqtt_url=mqtt_broker.url)
     with running_site(settings, recognizer=prompter, voice=Beep(), config=FAST) as site:
-        restarting = meanwhile(1.0, restart)
-        said = site.say("north-1", CLIP, speed=1.0)
-        restarting.join()
-        assert [c[0] for c in said.calls] == ["team/summon"] and len(said.replies) == 1
-        assert [t.heard.lost_ms for t in said.turns] == [0]
-        assert len(site.say("north-1", CLIP).calls) == 1  # and so it goes on
-    broker.stop()
+        for after_s in (0.1, 1.0, len(CLIP) / RATE + 0.05):
+            restarting = meanwhile(after_s, restart)
+            said = site.say("north-1", CLIP, speed=1.0)
+            restarting.join()
+            assert [t.heard.lost_ms for t in said.turns] == [0] and len(said.replies) == 1, after_s
+            assert [t.outcome and t.outcome.status for t in said.turns] == ["done"], after_s
+            assert len(site.say("north-2", CLIP).calls) == 1  # and so it goes on
+        assert [c[0] for c in site.board.calls] == ["team/summon"] * 6
+
+
+def test_the_bridge_is_killed_in_the_middle_of_a_sentence(
+    tenants: Path, prompter: Prompter, mqtt_broker: Any, tmp_path: Path
+) -> None:
+    "The device says it again to the next bridge: one call, and one reply."
+
+    async def up(mqtt: MqttClient) -> None:
+        async with mqtt.subscribe("wearable/south-1/state") as states:
+            while True:
+                await mqtt.publish("wearable/south-1/control", b'{"kind": "hello"}')
+                with suppress(TimedOut):
+                    await states.get(0.2)
+                    return
+
+    async def life(bridge: Service) -> None:
+        async with (
+            connect_mqtt(mqtt_broker.url) as mqtt,
+            open_board(mqtt) as board,
+            open_wearable(mqtt, "north-1") as watch,
+            asyncio.timeout(120),
+        ):
+            bridge.start()
+            await up(mqtt)
+            saying = asyncio.create_task(watch.say(CLIP, timeout_s=60))
+            await asyncio.sleep(1.5)
+            await asyncio.to_thread(bridge.again)
+            assert len((await saying).replies) == len(board.calls) == 1
+            await watch.say(CLIP, timeout_s=60)
+            assert [call["device_id"] for _, call in board.calls] == ["north-1", "north-1"]
+
+    with running_speech(prompter) as target:
+        bridge = Service(
+            "bridge",
+            mqtt_url=mqtt_broker.url,
+            tenants=tenants,
+            speech_url=target,
+            home=tmp_path / "home",
+            piper_voice="hibari",
+        )
+        try:
+            asyncio.run(life(bridge))
+        finally:
+            bridge.kill()
+
+
+def test_files_that_are_no_sound_through_a_watch(site: Site, prompter: Prompter) -> None:
+    "As raw messages and behind a header: a WAV without sound, one cut in the middle, text, noise, nothing."
+    wav = write_wav(None, CLIP)
+    noise = np.random.default_rng(0).bytes(40_001)
+    files = [wav[:44], wav[:5_001], b"RIFF" + bytes(40), b"Dear Sir or Madam", noise, wav[44:9_000:2], b""]
+    prompter.text = "zzz"
+
+    async def send_all() -> None:
+        async with connect_mqtt(site.mqtt_url) as mqtt:
+            for file in files:
+                for part in ("audio", "audio/v1", "control"):
+                    await mqtt.publish(f"wearable/north-1/{part}", file)
+                await mqtt.publish("wearable/north-1/control", b'{"kind": "end"}')
+
+    run_on(site.loop, send_all())
+    for device in ("north-2", "north-1"):
+        time.sleep(0.5)
+        prompter.text = Prompter.text
+        assert [c[0] for c in site.say(device, CLIP).calls] == ["team/summon"]
+    assert len(site.board.calls) == 2
 
 
 def test_a_stranger_is_refused(site: Site) -> None:
@@ -241,10 +328,10 @@ def test_the_bridge_as_a_process_runs_it(tenants: Path, prompter: Prompter, tmp_
         stop = asyncio.Event()
         running = asyncio.create_task(run_edge(settings, stop))
         async with (
-            connect_mqtt(settings.mqtt_url or "") as mqtt,
+            connect_mqtt(settings.mqtt_url or "", timeout_s=30) as mqtt,  # models load on this loop meanwhile
             open_board(mqtt) as board,
             open_wearable(mqtt, "south-2", speed=0) as watch,
-            asyncio.timeout(20),
+            asyncio.timeout(60),
         ):
             (tenants / "south.toml").write_text(SOUTH + '[devices.south-2]\nzone = "gate 1"\n')
             prompter.text = "Emergency stop!"

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import aiomqtt
 import pytest
 
 from voxrec.errors import ConfigError, TimedOut, Unavailable
@@ -152,9 +153,37 @@ async def test_other_acknowledgements_do_not_count(
 ) -> None:
     site.board.mqtt = Lossy(site.board.mqtt, 10)  # type: ignore[assignment]
     performing = asyncio.create_task(site.actions.perform(summon()))
-    for body in b'{"id": "another"}', b"", b"[]", b"\xff\xfe":
+    for body in (
+        b'{"id": "another"}',
+        b"",
+        b"[]",
+        b"\xff\xfe",
+        b'{"x": ' + b"[" * 1_000_000,
+        bytes(10_000_000),
+    ):
         await clients[1].publish(SUMMON + ACK, body)
     assert (await performing).status == "unacknowledged"
+    site.board.mqtt = clients[1]
+    assert (await site.actions.perform(summon("a2"))).status == "done"
+
+
+async def test_nonsense_does_not_keep_the_board_from_hearing(
+    site: Site, clients: tuple[MqttClient, MqttClient]
+) -> None:
+    for body in b"", b"{", b'{"x": ' + b"[" * 1_000_000, b'{"id": 7}', b"\xff", b'{"team": "maintenance"}':
+        await clients[0].publish(SUMMON, body)
+    assert (await site.actions.perform(summon())).status == "done" and len(site.board.calls) == 1
+
+
+async def test_a_retained_message_is_not_heard(
+    mqtt_broker: Any, clients: tuple[MqttClient, MqttClient]
+) -> None:
+    ours, theirs = clients
+    async with aiomqtt.Client("127.0.0.1", int(mqtt_broker.url.rsplit(":", 1)[1])) as careless:
+        await careless.publish("a", b"yesterday", qos=1, retain=True)
+    async with ours.subscribe("a") as inbox:
+        await theirs.publish("a", b"today")
+        assert (await inbox.get(5)).payload == b"today"
 
 
 async def test_the_broker_restarts_while_it_is_under_way(mqtt_broker: Any, site: Site) -> None:

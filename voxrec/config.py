@@ -251,18 +251,15 @@ class TenantBook:
         self.refresh()
 
     def refresh(self) -> list[str]:
-        "Ids of the tenants that were read again, added or removed. A folder that is away takes nobody with it."
+        "Ids of the tenants read again, added or removed. A folder that is away takes nobody with it."
         if not self.folder.is_dir():
             self.problems[""] = f"the folder {self.folder} is gone; its tenants stay as they were"
             return []
-        self.problems.pop("", None)
         files = {p.stem: p for p in sorted(self.folder.glob("*.toml"))}
         changed = [t for t in self.tenants if t not in files]
-        for gone in changed:
-            del self.tenants[gone]
-        for known in set(self._seen) - set(files):
-            self._seen.pop(known)
-            self.problems.pop(known, None)
+        self.tenants = {t: tenant for t, tenant in self.tenants.items() if t in files}
+        self.problems = {t: problem for t, problem in self.problems.items() if t in files}
+        self._seen = {t: stamp for t, stamp in self._seen.items() if t in files}
         return changed + [t for t, p in files.items() if self._read(t, p)]
 
     def _read(self, tenant_id: str, path: Path) -> bool:

@@ -145,6 +145,10 @@ def read_audio(source: Path | bytes, max_s: float = 3600) -> Samples:
     try:
         data = source if isinstance(source, bytes) else _read(source)
         samples = np.concatenate([np.empty(0, np.float32), *_at_rate(_frames(data), max_s)])
+    except (NotFound, TooLarge):
+        raise
+    except InputError as e:
+        raise InputError(f"{name}: {e.message}", hint=e.hint) from None
     except (av.error.FFmpegError, OSError) as e:
         raise InputError(f"{name}: not readable as audio ({e.strerror})", hint=FORMATS) from None
     if not samples.size:

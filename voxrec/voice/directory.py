@@ -67,8 +67,8 @@ def spoken(text: str) -> list[str]:
 
 
 def essential(words: list[str]) -> list[str]:
-    "The words that tell one name from another; all of them if none would be left."
-    short = [w for w in words if w not in SMALL] or words
+    "The words that tell one name from another; all of them if none would be left. Zone A keeps its letter."
+    short = [w for i, w in enumerate(words) if w not in SMALL or (w == "a" and i > 0)] or words
     return [w for w in short if w not in GENERIC] or short
 
 # %% ../../nbs/17_directory.ipynb #0aa26bd0

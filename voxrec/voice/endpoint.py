@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FRAME', 'FRAME_MS', 'ORDER', 'Event', 'EndpointConfig', 'frames_of', 'Started', 'Ended', 'EndpointState',
-           'endpoint_step', 'VadState', 'Vad', 'Segmenter', 'speech_probability', 'utterances']
+           'endpoint_step', 'one_thread_session', 'VadState', 'Vad', 'Segmenter', 'speech_probability', 'utterances']
 
 # %% ../../nbs/11_endpoint.ipynb #dc9a53c7
 from importlib.util import find_spec
@@ -142,6 +142,18 @@ def endpoint_step(
     return (_follow if state.speaking else _wait)(state, frame, prob, config)
 
 # %% ../../nbs/11_endpoint.ipynb #92b8d271
+def one_thread_session(model: str | bytes) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session of one thread that sleeps while it waits; for the small networks of this half.
+
+    `model` is a path or the file's bytes. Raises what ONNX Runtime raises when it is no network.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+# %% ../../nbs/11_endpoint.ipynb #1ae9bea2
 class VadState(Struct, frozen=True):
     "What Silero remembers of one stream."
 
@@ -154,13 +166,7 @@ class Vad:
     "Silero's voice activity detector. Shared by all streams: what it remembers is in their `VadState`."
 
     def __init__(self) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            str(_silero()), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = one_thread_session(str(_silero()))
 
     def start(self) -> VadState:
         "The state of a stream that nobody has heard yet."

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import ConfigError, InputError, TooLarge
+from .endpoint import one_thread_session
 
 # %% ../../nbs/18_speak.ipynb #5d2b05c2
 MAX_CHARS = 1_000
@@ -49,14 +50,9 @@ def _package(name: str, extra: str) -> Any:
 
 
 def _session(model: str) -> Any:
-    "An ONNX Runtime session of one thread, not spinning."
-    ort = _package("onnxruntime", "voice")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    "The voice's network; ConfigError when the file is none."
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return one_thread_session(model)
     except Exception as e:  # ONNX Runtime's own classes are private
         raise ConfigError(
             f"{model} is no voice: {e}", hint="A voice is an ONNX file made for Piper."
