@@ -11,7 +11,7 @@ import pieces
 import streamlit as st
 
 from voxrec.config import load_settings
-from voxrec.demo import Shop, moves, shop_window, why_words
+from voxrec.demo.shop_story import Shop, moves, shop_window, why_words
 from voxrec.errors import VoxrecError
 from voxrec.recs.rerank import Item
 

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from voxrec import cli, demo
+from voxrec import cli
+from voxrec.demo import show
 from voxrec.mqtt import EmbeddedBroker, background_loop, connect_mqtt, free_port
 from voxrec.serve.edge import run_on
 from voxrec.voice import intent_train
@@ -411,8 +412,8 @@ def test_demo_opens_the_page_for_who_can_see_it(
     voxrec: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], terminal: bool, ci: str, pages: int
 ) -> None:
     done: list[Any] = []
-    monkeypatch.setattr(demo, "play", lambda settings, out, now_ms, console: done.append(out))
-    monkeypatch.setattr(demo, "open_page", lambda settings, console: done.append("page"))
+    monkeypatch.setattr(show, "play", lambda settings, out, now_ms, console: done.append(out))
+    monkeypatch.setattr(show, "open_page", lambda settings, console: done.append("page"))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setenv("CI", ci)
     assert voxrec("demo", "-o", "pictures", *words).code == 0

@@ -14,9 +14,11 @@ import httpx
 import pytest
 from rich.console import Console
 
-from voxrec import demo
 from voxrec.config import Device, Settings
-from voxrec.demo import Exchange, Line, Step, has_screen, headline, open_page, play, play_voice, stages_table
+from voxrec.demo import show
+from voxrec.demo.shop_story import Step
+from voxrec.demo.show import find_samples, has_screen, open_page, play
+from voxrec.demo.voice_story import Exchange, Line, headline, stages_table
 from voxrec.errors import ConfigError, Unavailable
 from voxrec.recs.rerank import Answer
 from voxrec.serve.edge import Said
@@ -47,10 +49,6 @@ def test_when_the_page_is_served(no_ui: bool, terminal: bool, ci: str | None, se
     assert has_screen(no_ui, terminal, {} if ci is None else {"CI": ci}) is served
 
 
-def nowhere(start: Path | None = None) -> Path:
-    raise ConfigError("no checkout")
-
-
 def without(name: str) -> Any:
     return lambda wanted: None if wanted == name else find_spec(wanted)
 
@@ -58,16 +56,16 @@ def without(name: str) -> Any:
 @pytest.fixture
 def story(monkeypatch: pytest.MonkeyPatch) -> Console:
     "A console to read from, and a shop that opens at once."
-    monkeypatch.setattr(demo, "play_shop", lambda *_: [Step("a stranger", Answer("r", "u", "seed", [], []))])
+    monkeypatch.setattr(show, "play_shop", lambda *_: [Step("a stranger", Answer("r", "u", "seed", [], []))])
     return Console(width=300, record=True, file=StringIO())
 
 
 def test_without_a_checkout_the_shop_is_shown_and_the_reason_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, story: Console
 ) -> None:
-    monkeypatch.setattr(demo, "find_root", nowhere)
+    monkeypatch.setattr(show, "checkouts", list)
     with pytest.raises(ConfigError) as failed:
-        play_voice(Settings(), tmp_path, story)
+        find_samples(Settings())
     assert "VOXREC_TENANTS" in failed.value.hint
     play(Settings(), tmp_path, 0, story)
     open_page(Settings(), story)
@@ -79,24 +77,24 @@ def test_without_a_checkout_the_shop_is_shown_and_the_reason_told(
 def test_a_copy_of_the_samples_is_found_by_its_tenants(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(demo, "find_root", nowhere)
-    assert demo.find_samples(Settings(tenants=SAMPLES / "tenants")) == SAMPLES
+    monkeypatch.setattr(show, "checkouts", list)
+    assert find_samples(Settings(tenants=SAMPLES / "tenants")) == SAMPLES
     (tmp_path / "tenants").mkdir()
     with pytest.raises(ConfigError):
-        demo.find_samples(Settings(tenants=tmp_path / "tenants"))  # somebody's tenants without clips
+        find_samples(Settings(tenants=tmp_path / "tenants"))  # somebody's tenants without clips
 
 
 @pytest.mark.parametrize("package", ["amqtt", "faster_whisper"])
 def test_without_the_extra_voice(
     package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, story: Console
 ) -> None:
-    monkeypatch.setattr(demo, "find_spec", without(package))
+    monkeypatch.setattr(show, "find_spec", without(package))
     play(Settings(), tmp_path, 0, story)
     assert f"left out: not installed: {package}. pip install 'voxrec[voice]'" in story.export_text()
 
 
 def test_without_streamlit_the_page_is_left_out(monkeypatch: pytest.MonkeyPatch, story: Console) -> None:
-    monkeypatch.setattr(demo, "find_spec", without("streamlit"))
+    monkeypatch.setattr(show, "find_spec", without("streamlit"))
     open_page(Settings(), story)
     assert "pip install 'voxrec[dash]'" in story.export_text()
 
@@ -146,7 +144,7 @@ PAGE = """
 import sys
 from rich.console import Console
 from voxrec.config import Settings
-from voxrec.demo import open_page
+from voxrec.demo.show import open_page
 open_page(Settings(), Console(width=100, force_terminal=False), int(sys.argv[1]))
 print("and on it goes")
 """
@@ -176,7 +174,7 @@ def test_the_page_is_served_beside_a_taken_port_and_ends_without_failure(how: si
 
 def test_a_page_that_dies_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, story: Console) -> None:
     (tmp_path / "app.py").touch()
-    monkeypatch.setattr(demo, "find_page", lambda: tmp_path / "app.py")
+    monkeypatch.setattr(show, "find_page", lambda: tmp_path / "app.py")
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(Unavailable, match="exit code 1"):
         open_page(Settings(), story)

@@ -15,10 +15,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from enum import StrEnum
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -99,7 +98,7 @@ def demo(
     no_ui: Annotated[bool, typer.Option("--no-ui", help="the stories in the terminal, no page")] = False,
 ) -> None:
     "Both stories, heard and recommended, and why; then the page, for who sits at a terminal."
-    from voxrec.demo import has_screen, open_page, play
+    from voxrec.demo.show import has_screen, open_page, play
 
     settings, console = load_settings(), Console(highlight=False)
     setup_logging("error", settings.log_format)
@@ -288,19 +287,11 @@ def _transcribed(recognizer: Any, path: Path, samples: Any, asked: dict[str, Any
     }
 
 # %% ../nbs/90_cli.ipynb #a2a66567
-def _demo_tenants() -> Path | None:
-    "The tenants of data_samples in the checkout around the working folder, or around the package."
-    from voxrec.bench import find_root
-
-    for start in (Path.cwd(), Path(str(files("voxrec")))):
-        with suppress(ConfigError):
-            return find_root(start) / "data_samples/tenants"
-    return None
-
-
 def _tenant(settings: Settings, tenant_id: str | None) -> Tenant:
     "The tenant of that name, or the only one. Raises ConfigError, NotFound, InputError."
-    folder = settings.tenants or _demo_tenants()
+    from voxrec.bench import checkouts
+
+    folder = settings.tenants or next((root / "data_samples/tenants" for root in checkouts()), None)
     if folder is None:
         if tenant_id is not None:
             required(settings, "tenants", f"to find the tenant {tenant_id}")
@@ -504,7 +495,7 @@ def events_generate(
     seed: int = 0,
 ) -> None:
     "Invented shoppers over the catalogue, their events ending now."
-    from voxrec.demo import lived_in
+    from voxrec.demo.shop_story import lived_in
 
     tell({"events": lived_in(_settings(), time.time_ns() // 1_000_000, users=users, days=days, seed=seed)})
 

@@ -597,7 +597,7 @@ def calibration_error(scores: np.ndarray, labels: np.ndarray, bins: int = 15) ->
 
 # %% ../../nbs/16_intent_train.ipynb #60f592f8
 def export_network(student: Any, path: Path) -> None:
-    "The student as an int8 ONNX file: input_ids, attention_mask -> intents, tags."
+    "The student as an 8-bit ONNX file: input_ids, attention_mask -> intents, tags."
     import onnx
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -622,7 +622,7 @@ def export_network(student: Any, path: Path) -> None:
     del graph.graph.value_info[:]
     onnx.save(graph, whole)
     quantize_dynamic(
-        whole, path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm", "Gather"]
+        whole, path, weight_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gemm", "Gather"]
     )
     whole.unlink()
 
