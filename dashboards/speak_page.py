@@ -91,11 +91,10 @@ def mouth(device_id: str) -> threading.Lock:
 
 @st.cache_data(hash_funcs={Settings: repr}, show_spinner=False, max_entries=50)
 def pronounced(settings: Settings, text: str) -> "Samples":
-    "The voice says it."
-    from voxrec.voice.audio import RATE, resample
+    "The voice says it, as a watch records it."
+    from voxrec.demo.voice_story import recorded
 
-    samples, rate = open_voice(settings).speak(text)
-    return resample(samples, rate, RATE)
+    return recorded(open_voice(settings), text)
 
 
 def show(mqtt_url: str, speech_url: str) -> None:
@@ -338,7 +337,7 @@ def answers(device_id: str, turned: "Turned") -> None:
         said = ["Yes.", "No."] if decision.asks == "yes" else [f"{c}." for c in decision.candidates]
         offer_until(device_id, said, turned.heard.ts + ASK_MS, "The watch waits for an answer")
     elif outcome and outcome.status == "done" and decision.action and WAYS[decision.action.kind].undoable:
-        offer_until(device_id, ["Cancel that."], turned.heard.ts + UNDO_MS, "It can be called off")
+        offer_until(device_id, ["No, cancel that."], turned.heard.ts + UNDO_MS, "It can be called off")
 
 
 def offer_until(device_id: str, said: list[str], until_ms: int, why: str) -> None:

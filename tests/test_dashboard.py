@@ -123,7 +123,7 @@ def test_a_question_is_answered_on_the_page(tmp_path: Path, monkeypatch: pytest.
     assert "Shall I call maintenance to dock 7?" in drawn(speak) and not speak.code
     speak = press(speak, "Yes")
     assert "it was confirmed" in drawn(speak) and '"team": "maintenance"' in speak.code[0].value
-    speak = press(speak, "Cancel that")
+    speak = press(speak, "No, cancel that")
     assert "called off" in drawn(speak) and speak.code[0].value.startswith("team/summon/cancel")
 
 

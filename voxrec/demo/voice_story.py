@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LINES', 'DECIDED', 'INSTEAD', 'ENVELOPE', 'INK', 'GREY', 'SPEECH', 'SOUND', 'SENT', 'FINAL', 'EDGES', 'Line',
-           'words_of', 'sound_of', 'answer_to', 'Exchange', 'speak', 'Stage', 'done_stage', 'stages_of', 'headline',
-           'stages_table', 'draw_sound', 'draw_texts', 'draw_stages', 'draw_exchange', 'open_warehouse', 'converse',
-           'save_replies', 'play_voice']
+           'words_of', 'recorded', 'sound_of', 'answer_to', 'Exchange', 'speak', 'Stage', 'done_stage', 'stages_of',
+           'headline', 'stages_table', 'draw_sound', 'draw_texts', 'draw_stages', 'draw_exchange', 'open_warehouse',
+           'converse', 'save_replies', 'play_voice']
 
 # %% ../../nbs/80_voice_story.ipynb #2d49283d
 import csv
@@ -58,11 +58,19 @@ def words_of(folder: Path) -> dict[str, str]:
     return {row["clip"]: row["says"] for row in rows}
 
 
+def recorded(voice: Voice, words: str) -> Samples:
+    """What a watch records when the voice says it, float32 samples[n] at 16 kHz: with quiet before and after.
+
+    A sound that begins with its first letter is heard badly.
+    """
+    samples, rate = voice.speak(words)
+    return np.pad(resample(samples, rate, RATE), RATE // 4)
+
+
 def sound_of(line: Line, folder: Path, voice: Voice) -> Samples:
     "The line as float32 samples[n] at 16 kHz."
     if line.words:
-        samples, rate = voice.speak(line.words)
-        return np.pad(resample(samples, rate, RATE), RATE // 4)
+        return recorded(voice, line.words)
     samples = read_audio(folder / f"{line.clip}.wav")
     if line.snr_db is None:
         return samples

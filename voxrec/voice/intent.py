@@ -201,7 +201,7 @@ class IntentModel:
 
     def understand(self, text: str) -> Understood:
         "The meaning of one utterance; of an empty one, that it is no command."
-        encoding = self._tokenizer.encode(text[:MAX_CHARACTERS])
+        encoding = self._tokenizer.encode(text[:MAX_CHARACTERS].rstrip(", "))  # a last comma says nothing
         words = read_words(encoding)
         if not words or not any(c.isalnum() for c in text):
             return nothing(text, self.config.intents)
