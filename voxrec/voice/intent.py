@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INTENTS', 'DIALOGUE', 'GENERAL', 'SLOTS', 'TAGS', 'CLOSED', 'NAMES_NOTHING', 'WHERE_MODELS', 'MAX_CHARACTERS',
            'Intent', 'Slot', 'Understood', 'read_slots', 'softmax', 'best_tags', 'energy', 'out_of_scope',
-           'IntentConfig', 'read_intent_config', 'IntentModel', 'read_words', 'nothing', 'open_intent']
+           'IntentConfig', 'read_intent_config', 'legible', 'IntentModel', 'read_words', 'nothing', 'open_intent']
 
 # %% ../../nbs/15_intent.ipynb #99b1c150
 import hashlib
@@ -174,6 +174,15 @@ def read_intent_config(folder: Path) -> IntentConfig:
 WHERE_MODELS = "Leave VOXREC_INTENT_MODEL unset for the shipped model, or make one: `voxrec train intent`."
 
 # %% ../../nbs/15_intent.ipynb #6f16bbac
+MAX_CHARACTERS = 4_000  # far beyond 64 pieces; keeps a book from being tokenized
+
+
+def legible(text: str) -> str:
+    "The part of a text that is read, a lone comma in it made a space; every character keeps its place."
+    text = text[:MAX_CHARACTERS].rstrip(", ")
+    return text.replace(",", " ") if text.count(",") == 1 else text
+
+# %% ../../nbs/15_intent.ipynb #43e4d05d
 class IntentModel:
     "An intent model ready to run. Make it with `open_intent`."
 
@@ -201,7 +210,7 @@ class IntentModel:
 
     def understand(self, text: str) -> Understood:
         "The meaning of one utterance; of an empty one, that it is no command."
-        encoding = self._tokenizer.encode(text[:MAX_CHARACTERS].rstrip(", "))  # a last comma says nothing
+        encoding = self._tokenizer.encode(legible(text))
         words = read_words(encoding)
         if not words or not any(c.isalnum() for c in text):
             return nothing(text, self.config.intents)
@@ -221,9 +230,6 @@ class IntentModel:
         )
 
 # %% ../../nbs/15_intent.ipynb #3f586c93
-MAX_CHARACTERS = 4_000  # far beyond 64 pieces; keeps a book from being tokenized
-
-
 def read_words(encoding: Any) -> list[tuple[int, tuple[int, int]]]:
     "Of a tokenizer's encoding: each word's first piece, and where in the text the word stands."
     words: dict[int, tuple[int, tuple[int, int]]] = {}
