@@ -20,6 +20,7 @@ from voxrec.recs.evaluate import (
     popularity,
     rank_of,
     read_sessions,
+    session_recommender,
     split_by_time,
     view_sessions,
 )
@@ -88,10 +89,11 @@ def test_the_same_clicks_in_other_dress(tmp_path: Path, text: str) -> None:
 
 
 def test_metrics_by_hand() -> None:
-    scores = Scores(20, np.array([1, 0, 4, 20]), np.zeros(4, bool))
+    zeros = np.zeros(4)
+    scores = Scores(20, np.array([1, 0, 4, 20]), zeros > 0, zeros + 0.5, zeros, np.arange(4), [()] * 4)
     assert scores.hits.tolist() == [1, 0, 1, 1]
     assert scores.reciprocal_ranks.tolist() == [1, 0, 0.25, 0.05]
-    assert scores.metrics() == {"hr@20": 0.75, "mrr@20": 1.3 / 4}
+    assert scores.metrics() == {"hr@20": 0.75, "mrr@20": 1.3 / 4, "ndcg@20": 0.5, "recall@20": 0.0}
 
 
 def test_protocol_by_hand() -> None:
@@ -108,8 +110,8 @@ def test_nothing_to_evaluate() -> None:
     for sessions, k in (([], 20), ([Session("s", ("a",), (0,))], 20), (two, 0)):
         with pytest.raises(InputError):
             evaluate(lambda clicked: [], sessions, k)
-    for learn in (popularity, coview_recommender):
-        assert evaluate(learn([]), two).metrics() == {"hr@20": 0.0, "mrr@20": 0.0}
+    for learn in (popularity, coview_recommender, session_recommender):
+        assert set(evaluate(learn([]), two).metrics().values()) == {0.0}
 
 
 ITEMS = [f"i{n}" for n in range(6)]
