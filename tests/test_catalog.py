@@ -45,6 +45,12 @@ def plain_best(product: Product, blocked: set[str], flash: set[str]) -> str | No
     return min(free, key=lambda o: (o.pid not in flash, *static_order(o))).pid if free else None
 
 
+def check_first(catalog: Catalog) -> None:
+    nothing = np.zeros(len(catalog.pids), bool)
+    best = best_offers(catalog, np.arange(len(catalog), dtype=np.uint32), nothing, nothing)
+    assert catalog.first_in_stock.tolist() == best.tolist()
+
+
 def check_best(catalog: Catalog, masters: list[int], blocked: list[bool], flash: list[bool]) -> None:
     best = best_offers(catalog, np.array(masters, np.uint32), np.array(blocked, bool), np.array(flash, bool))
     names = [
@@ -57,6 +63,7 @@ def check_best(catalog: Catalog, masters: list[int], blocked: list[bool], flash:
 @given(SHOP, st.data())
 def test_best_offers_is_the_plain_loop(rows, data):
     catalog = shop(rows)
+    check_first(catalog)
     n = len(catalog.pids)
     mask = st.lists(st.booleans(), min_size=n, max_size=n)
     masters = data.draw(st.lists(st.integers(0, len(catalog) - 1))) if len(catalog) else []
@@ -80,6 +87,7 @@ def test_after_any_updates_positions_stand_and_the_order_is_right(rows, data):
         offers = product_at(catalog, m).offers
         assert list(offers) == sorted(offers, key=static_order)
         assert (catalog.offer_master[offers_of(catalog, m)] == m).all()
+    check_first(catalog)
     n = len(before)
     check_best(catalog, list(range(len(catalog))), [False] * n, [False] * n)
 

@@ -78,7 +78,8 @@ class Catalog:
 
     Masters: `master_ids`, `titles`, `index` (id -> dense), `category_of`. Categories: `category_ids`,
     `category_index`. Offers: `pids`, `sellers`, `pid_index` (pid -> position), `offer_master`, `price`,
-    `rating`, `stock`. Between: `offer_start` [masters + 1], and `order`: positions, each master's best first.
+    `rating`, `stock`. Between: `offer_start` [masters + 1]; `order`: positions, each master's best first;
+    `first_in_stock` int32 [masters]: the position of its first offer in stock, -1 without one.
     """
 
     def __init__(self, products: Iterable[Product]):
@@ -100,6 +101,9 @@ class Catalog:
         self.rating = np.array([o.rating for o in offers], np.float64)
         self.stock = np.array([o.stock for o in offers], np.int32)
         self.order = np.arange(len(offers), dtype=np.int64)
+        self.first_in_stock = np.full(len(self), -1, np.int32)
+        positions = np.flatnonzero(self.stock > 0)[::-1]  # of a master's several, the first is written last
+        self.first_in_stock[self.offer_master[positions]] = positions
 
     def __len__(self) -> int:
         return len(self.index)
@@ -116,8 +120,10 @@ class Catalog:
         changes = {k: v for k, v in (("price", price), ("stock", stock)) if v is not None}
         offer = msgspec.structs.replace(offer_at(self, position), **changes)
         self.price[position], self.stock[position] = offer.price, offer.stock
-        mine = offers_of(self, int(self.offer_master[position]))
+        master = int(self.offer_master[position])
+        mine = offers_of(self, master)
         mine[:] = sorted(mine, key=lambda i: static_order(offer_at(self, i)))
+        self.first_in_stock[master] = next((i for i in mine if self.stock[i] > 0), -1)
 
 # %% ../../nbs/31_catalog.ipynb #3934520f
 def offer_at(catalog: Catalog, position: int) -> Offer:
