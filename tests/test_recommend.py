@@ -1,6 +1,9 @@
 "A recommendation against a plain-Python reference over random shops; what an answer may never hold."
 
+import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 import msgspec
@@ -9,25 +12,49 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxrec.errors import ConfigError, InputError
+from voxrec.errors import ConfigError, DataError, InputError
 from voxrec.recs import candidates as module
-from voxrec.recs.candidates import ARMS, Request, Shelf, Shopper, gather, resolve
+from voxrec.recs.candidates import (
+    ARMS,
+    SOURCES,
+    Batch,
+    Candidates,
+    Request,
+    Shelf,
+    Shopper,
+    gather,
+    one_list,
+    plain_gather,
+    resolve,
+)
 from voxrec.recs.catalog import Catalog, Offer, Product, static_order
 from voxrec.recs.events import Promo, RankedList
 from voxrec.recs.interests import InterestConfig, category_weights
-from voxrec.recs.rerank import Answer, Item, PromoBook, RerankConfig, recommend
-from voxrec.recs.semantic import Relations
+from voxrec.recs.relations import Relations
+from voxrec.recs.rerank import (
+    Answer,
+    Item,
+    PromoBook,
+    RerankConfig,
+    plain_rerank,
+    recommend,
+    recommend_batch,
+    rerank,
+)
+from voxrec.recs.sessions import SessionConfig, SessionIndex, build, predict
 from voxrec.service import decode_body
 
 NOW = 1_760_000_000_000
 DAY = 24 * 3_600_000
-ARMS["even"] = {"catalogue": 0.3, "best_sellers": 0.5, "co_view": 0.7, "semantic": 0.9}
+ARMS["even"] = {"catalogue": 0.3, "best_sellers": 0.5, "sessions": 0.6, "co_view": 0.7, "semantic": 0.9}
+KNN = SessionConfig(m=5, k=3, items=3, proximity=1.0)
 
 # Few different values, so that ties, doubles and unknown ids are common.
 MASTERS, CATEGORIES = [f"M{i}" for i in range(9)], ["C0", "C1", "C2", "C3"]
 MASTER, CATEGORY = st.sampled_from([*MASTERS, "M?"]), st.sampled_from([*CATEGORIES, "C?"])
 SCORE = st.sampled_from([0.1, 0.5, 0.7, 1.0, 3.0])
 FACTOR = st.sampled_from([0.0, 0.3, 1.0, 1.5, 1.7])
+SHOWN = st.sampled_from([1.0, 3.0, 4.0, 9.0])
 AGO = st.sampled_from([0, 1, 3_600_000, DAY, 30 * DAY, 30 * DAY + 1, 90 * DAY])
 OFFER = st.tuples(st.sampled_from([5.0, 9.9]), st.sampled_from([0.0, 3.5, 4.5]), st.integers(0, 2))
 PROMO = st.tuples(FACTOR, FACTOR, st.booleans(), st.booleans(), st.sampled_from([0, -1, 0, 1]))
@@ -42,6 +69,7 @@ class Case:
     semantic: dict[str, list[tuple[str, float]]]
     co_view: dict[str, list[tuple[str, float]]]
     bestsellers: dict[str, list[tuple[str, float]]]
+    sessions: list[list[str]]
     promos: dict[str, Promo]
     shopper: Shopper
     request: Request
@@ -53,7 +81,8 @@ class Case:
         start = np.cumsum([0] + [len(row) for row in rows])
         ids = np.array([catalog.index[m] for row in rows for m, _ in row], np.uint32)
         semantic = Relations(start, ids, np.array([s for row in rows for _, s in row], np.float32))
-        shelf, book = Shelf(catalog, semantic), PromoBook(catalog)
+        past = self.index({m: i for i, m in enumerate(catalog.master_ids)})
+        shelf, book = Shelf(catalog, semantic, past, KNN), PromoBook(catalog)
         for kind, lists in (("cat:co_view", self.co_view), ("cat:bestsellers", self.bestsellers)):
             for id, items in lists.items():
                 shelf.apply(RankedList(kind=kind, id=id, items=tuple(items), version=1))
@@ -62,6 +91,10 @@ class Case:
         for pid, stock in self.stock.items():
             catalog.update_offer(pid, stock=stock)
         return shelf, book
+
+    def index(self, number: dict[str, int]) -> SessionIndex:
+        clicks = [(s, number[m], t) for s, row in enumerate(self.sessions) for t, m in enumerate(row)]
+        return build(*np.array(clicks, np.int64).reshape(-1, 3).T, n_items=len(number), m=KNN.m)
 
     def answer(self, **changes: object) -> Answer:
         request = msgspec.structs.replace(self.request, **changes)
@@ -89,13 +122,16 @@ def cases(draw: st.DrawFn) -> Case:
         semantic={m: items(known) for m in names},
         co_view={c: items(CATEGORY) for c in CATEGORIES},
         bestsellers={c: items(MASTER) for c in CATEGORIES},
+        sessions=draw(st.lists(st.lists(known, min_size=2, max_size=4), max_size=6)) if names else [],
         promos={
             pid: Promo(pid, boost, bid, flash, out, (NOW // 1000 + end) if end else 0, version=1)
             for pid in draw(some)
             for boost, bid, flash, out, end in [draw(PROMO)]
         },
         shopper=Shopper(
-            "U", *([(id, NOW - ago) for id, ago in items(ids, AGO)] for ids in (MASTER, CATEGORY, MASTER))
+            "U",
+            *([(id, NOW - ago) for id, ago in items(ids, AGO)] for ids in (MASTER, CATEGORY, MASTER)),
+            impressions=items(MASTER, SHOWN),
         ),
         request=Request(
             "U",
@@ -114,7 +150,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 def plain_sources(case: Case, most: int, related: int) -> dict[str, list[tuple[str, float]]]:
     category_of = {p.master_id: p.category_id for p in case.loaded}
-    real = set(category_of.values())
+    real, names = list(dict.fromkeys(category_of.values())), list(category_of)
     request = case.request
     anchors = [request.master_id] + [m for m, _ in sorted(case.shopper.views, key=lambda v: -v[1])]
     anchors = [m for m in dict.fromkeys(anchors) if m in category_of]
@@ -129,22 +165,45 @@ def plain_sources(case: Case, most: int, related: int) -> dict[str, list[tuple[s
     for c, weight in weights.items():
         top = max((s for _, s in case.co_view.get(c, [])), default=0)
         for other, score in case.co_view.get(c, []):
-            reached[other] = reached.get(other, 0) + weight * score / top
-    strongest = sorted(reached.items(), key=lambda pair: (-pair[1], pair[0]))[:related]
+            if other in real:
+                reached[other] = reached.get(other, 0) + weight * (score / top)
+    strongest = sorted(reached.items(), key=lambda pair: (-pair[1], real.index(pair[0])))[:related]
 
-    sells = {c: [(m, s) for m, s in row if m in category_of] for c, row in case.bestsellers.items()}
-    mine = [(c, w) for c, w in weights.items() if sells.get(c)] or [(c, 1.0) for c in sells]
-    rating = {p.master_id: max((o.rating for o in p.offers), default=0.0) for p in case.loaded}
+    sells = {c: [(m, s) for m, s in case.bestsellers[c] if m in category_of] for c in real}
+    most_sold = sorted((c for c in real if sells[c]), key=lambda c: -sells[c][0][1])[:related]
+    mine = [(c, w) for c, w in weights.items() if sells[c]] or [(c, 1.0) for c in most_sold]
+    rating = plain_ratings(case)
     sold_out = {p.master_id: all(o.stock == 0 for o in p.offers) for p in case.loaded}
     by_rating = sorted(category_of, key=lambda m: (sold_out[m], -rating[m], MASTERS.index(m)))
     head = {*by_rating[:most], *[m for m in by_rating if category_of[m] == page][:most]}
-    f32 = lambda x: float(np.float32(x))  # noqa: E731  # relations hold float32
+    top = float(np.float32(max((s for row in case.semantic.values() for _, s in row), default=1.0)))
+    packed = lambda s: int(np.rint(float(np.float32(s)) / (top / 65535)))  # noqa: E731  # relations hold steps
+    clicks = [names.index(m) for m in anchors[::-1]][-KNN.items :]
+    voted = zip(*predict(case.index({m: i for i, m in enumerate(names)}), clicks, 200, KNN), strict=True)
     return {
-        "semantic": [(m, f32(s) * (1 / (i + 1))) for i, a in enumerate(anchors) for m, s in case.semantic[a]],
-        "co_view": [(m, f32(s) * w) for c, w in strongest for m, s in sells.get(c, [])],
-        "best_sellers": [(m, f32(s) * w) for c, w in mine for m, s in sells[c]],
+        "semantic": [
+            (m, packed(s) * (1 / place))
+            for place, anchor in enumerate(anchors, 1)
+            for m, s in case.semantic[anchor][: -(-most // place)]
+        ],
+        "co_view": [(m, s * w) for c, w in strongest for m, s in sells[c]],
+        "best_sellers": [(m, s * w) for c, w in mine for m, s in sells[c]],
+        "sessions": [(names[i], float(s)) for i, s in voted] if clicks else [],
         "catalogue": [(m, 1 + rating[m] + 6 * (category_of[m] == page)) for m in head],
     }
+
+
+def plain_ratings(case: Case) -> dict[str, float]:
+    "The best rating of each; of those nobody rated, the mean of the category's or the shop's rated ones."
+    best = {p.master_id: max((o.rating for o in p.offers), default=0.0) for p in case.loaded}
+    for p in case.loaded:
+        if p.offers and not max(o.rating for o in p.offers):
+            rated = [
+                (q.category_id, r) for q in case.loaded if (r := max((o.rating for o in q.offers), default=0))
+            ]
+            mine = [r for c, r in rated if c == p.category_id] or [r for _, r in rated]
+            best[p.master_id] = sum(mine) / len(mine) if mine else 0.0
+    return best
 
 
 def plain_candidates(case: Case, most: int, related: int) -> dict[str, list[tuple[str, float]]]:
@@ -155,12 +214,15 @@ def plain_candidates(case: Case, most: int, related: int) -> dict[str, list[tupl
         total: dict[str, float] = {}
         for m, score in sources[name]:
             total[m] = total.get(m, 0) + score
-        for m, score in total.items():
-            parts.setdefault(m, []).append((name, weight * (score / max(total.values()))))
+        for m, score in total.items() if any(total.values()) else ():
+            parts.setdefault(m, []).append((name, score * (weight / max(total.values()))))
     bought = {m for m, ts in case.shopper.orders if NOW - ts <= 30 * DAY}
     for m in {case.request.master_id, *case.request.exclude, *bought} & parts.keys():
         del parts[m]
-    best = sorted(parts, key=lambda m: (-sum(s for _, s in parts[m]), MASTERS.index(m)))
+    parts = {m: [(name, s) for name, s in said if s] for m, said in parts.items()}
+    best = sorted(
+        (m for m in parts if parts[m]), key=lambda m: (-sum(s for _, s in parts[m]), MASTERS.index(m))
+    )
     return {m: parts[m] for m in best[:most]}
 
 
@@ -175,8 +237,9 @@ def plain_offer(case: Case, product: Product, live: dict[str, Promo]) -> Offer |
 def plain_items(case: Case, most: int = 1000, related: int = 50) -> list[dict[str, object]]:
     live = {pid: promo for pid, promo in case.promos.items() if promo.active(NOW)}
     products = {p.master_id: p for p in case.loaded}
+    shown, found = dict(case.shopper.impressions), plain_candidates(case, most, related)
     items: list[dict[str, object]] = []
-    for m, parts in plain_candidates(case, most, related).items():
+    for m, parts in found.items():
         if (offer := plain_offer(case, products[m], live)) is None:
             continue
         promo = live.get(offer.pid, Promo(offer.pid))
@@ -187,10 +250,29 @@ def plain_items(case: Case, most: int = 1000, related: int = 50) -> list[dict[st
             score, rules = score + 2.0, [*rules, "flash sale +2.0"]
         if case.request.widget == "sponsored" and promo.ad_bid != 1:
             score, rules = score * promo.ad_bid, [*rules, f"ad bid x{promo.ad_bid}"]
+        if (factor := 0.8 ** max(0, shown.get(m, 0) - 3)) != 1:
+            score, rules = score * factor, [*rules, f"shown {shown[m]:g} times x{factor}"]
         why = [{"name": name, "score": part} for name, part in parts]
         items.append({"master_id": m, "pid": offer.pid, "score": score, "price": offer.price})
         items[-1] |= {"sources": why, "rules": rules}
-    return sorted(items, key=lambda item: -item["score"])[: case.request.k]  # type: ignore[operator]
+    items.sort(key=lambda item: -item["score"])  # type: ignore[operator]
+    if case.request.widget != "homepage":
+        return items[: case.request.k]
+    best = max((sum(s for _, s in parts) for parts in found.values()), default=0.0)
+    return plain_homepage(items, {p.master_id: p.category_id for p in case.loaded}, best)[: case.request.k]
+
+
+def plain_homepage(items: list[Any], category_of: dict[str, str], best: float) -> list[Any]:
+    "Maximal marginal relevance, place by place."
+    page: list[Any] = []
+    while items:
+        above = [category_of[item["master_id"]] for item in page]
+        cost = [0.35 * best * (1 - 0.5 ** above.count(category_of[item["master_id"]])) for item in items]
+        value = [item["score"] - c for item, c in zip(items, cost, strict=True)]
+        at = value.index(max(value))
+        rules = items[at]["rules"] + ([f"diversity -{cost[at]}"] if cost[at] else [])
+        page.append(items.pop(at) | {"score": value[at], "rules": rules})
+    return page
 
 
 @settings(max_examples=250, deadline=None)
@@ -206,14 +288,161 @@ def test_the_bounds_cut_as_stated(case):
         assert msgspec.to_builtins(case.answer().items) == plain_items(case, most=3, related=2)
 
 
+# The kernels against the notebooks' plain-Python references, over random shops of up to a hundred products:
+# more ties, longer lists and more overlap than a drawn case has.
+
+
+def random_shop(rng: random.Random) -> tuple[Shelf, PromoBook]:
+    n = rng.choice([1, 5, 60, 100])
+    offers = lambda i: tuple(  # noqa: E731
+        Offer(f"P{i}-{j}", "x", rng.choice([5.0, 9.9]), rng.choice([0.0, 3.5, 4.5]), rng.randint(0, 2))
+        for j in range(rng.randint(0, 3))
+    )
+    catalog = Catalog(Product(f"M{i}", f"M{i}", f"C{rng.randint(0, 7)}", offers(i)) for i in range(n))
+    rows = [rng.sample(range(n), rng.randint(0, min(n, 40))) for _ in range(n)]
+    scores = [rng.choice([0.0, 0.1, 0.5, rng.random()]) for row in rows for _ in row]
+    semantic = Relations(np.cumsum([0, *map(len, rows)]), [m for row in rows for m in row], scores)
+    clicks = [(s, rng.randrange(n), t) for s in range(60) for t in range(rng.randint(1, 6))]
+    past = build(*np.array(clicks).T, n_items=n, m=20)
+    shelf, book = Shelf(catalog, semantic, rng.choice([past, None])), PromoBook(catalog)
+    for id in catalog.category_ids:
+        some = rng.sample(range(n), rng.randint(0, min(n, 12)))
+        others = rng.sample(catalog.category_ids, rng.randint(0, len(catalog.category_ids)))
+        sold = tuple((f"M{m}", rng.choice([0.5, 1.0, rng.random()])) for m in some)
+        seen = tuple((c, rng.choice([1.0, rng.random()])) for c in others)
+        shelf.apply(RankedList(kind="cat:bestsellers", id=id, items=sold, version=1))
+        shelf.apply(RankedList(kind="cat:co_view", id=id, items=seen, version=1))
+    for pid in rng.sample(catalog.pids, len(catalog.pids) // 3):
+        factors = rng.choice([0.0, 1.0, 1.7]), rng.choice([0.5, 1.0])
+        end = rng.choice([0, NOW // 1000 - 1, NOW // 1000 + 1])
+        book.apply(Promo(pid, *factors, rng.random() < 0.3, rng.random() < 0.3, end))
+    return shelf, book
+
+
+def random_visit(rng: random.Random, shelf: Shelf) -> tuple[Shopper, Request]:
+    def some(ids: list[str], most: int, values: list[float]) -> list[tuple[str, float]]:
+        return [(id, rng.choice(values)) for id in rng.sample(ids, rng.randint(0, min(most, len(ids))))]
+
+    masters, categories = shelf.catalog.master_ids, shelf.catalog.category_ids
+    ago = [NOW - rng.choice([0, DAY, 31 * DAY]) for _ in range(9)]
+    lists = some(masters, 20, ago), some(categories, 5, ago), some(masters, 3, ago)
+    shopper = Shopper("U", *lists, some(masters, 30, [1.0, 3.0, 4.0, 8.0]))
+    page = rng.choice([None, rng.choice(masters)]), rng.choice([None, None, rng.choice(categories)])
+    widget = rng.choice(["related", "homepage", "homepage", "sponsored", "cart"])
+    return shopper, Request("U", *page, widget, rng.randint(1, 30), rng.sample(masters, min(2, len(masters))))
+
+
+def same(a: Candidates, b: Candidates) -> bool:
+    fields = ("ids", "scores", "parts", "shown")
+    return a.sources == b.sources and all(np.array_equal(getattr(a, f), getattr(b, f)) for f in fields)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_kernels_give_the_references_lists(seed):
+    rng = random.Random(seed)
+    shelf, book = random_shop(rng)
+    for _ in range(50):
+        shopper, request = random_visit(rng, shelf)
+        query = resolve(shelf, shopper, request, NOW)
+        arm, most = rng.choice(["seed", "blend", "even"]), rng.choice([1000, 1000, 20])
+        with patch.object(module, "MOST", most):
+            found = gather(query, arm)
+            assert same(found, plain_gather(query, arm))
+        config = RerankConfig(diversity=rng.choice([0.0, 0.35, 2.0]), fatigue=rng.choice([0.8, 1.0]))
+        ranked = rerank(found, book, request.widget, NOW, request.k, config)
+        fast = zip(ranked.rows.tolist(), ranked.offers.tolist(), ranked.scores.tolist(), strict=True)
+        assert list(fast) == plain_rerank(found, book, request.widget, NOW, request.k, config)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_drawn_cases_give_the_references_lists(case):
+    shelf, book = case.built()
+    found = gather(query := resolve(shelf, case.shopper, case.request, NOW), case.arm)
+    assert same(found, plain_gather(query, case.arm))
+    ranked = rerank(found, book, case.request.widget, NOW, case.request.k)
+    fast = zip(ranked.rows.tolist(), ranked.offers.tolist(), ranked.scores.tolist(), strict=True)
+    assert list(fast) == plain_rerank(found, book, case.request.widget, NOW, case.request.k)
+
+
+WIDGETS = st.lists(st.sampled_from(["related", "homepage", "sponsored", "cart"]), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(), WIDGETS)
+def test_a_batch_shows_nothing_twice_and_leaves_out_nothing_else(case, widgets):
+    requests = [msgspec.structs.replace(case.request, widget=widget) for widget in widgets]
+    shelf, book = case.built()
+    answers = recommend_batch(
+        shelf, book, case.shopper, Batch(requests), case.arm, NOW, rec_id="r", model="m", degraded=["x"]
+    ).answers
+    shown: list[str] = []
+    for place, (request, answer) in enumerate(zip(requests, answers, strict=True), 1):
+        request = msgspec.structs.replace(request, exclude=request.exclude + shown)
+        assert answer.items == recommend(shelf, book, case.shopper, request, case.arm, NOW).items
+        assert (answer.rec_id, answer.model, answer.degraded) == (f"r.{place}", "m", ["x"])
+        shown += [item.master_id for item in answer.items]
+    assert len(shown) == len(set(shown))
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_what_was_shown_often_only_sinks(case):
+    before = case.answer(k=50, widget="related").items
+    often = case.request.exclude[:1] or [item.master_id for item in before[:1]]
+    impressions = [
+        *((m, n) for m, n in case.shopper.impressions if m not in often),
+        *((m, 9.0) for m in often),
+    ]
+    case.shopper = msgspec.structs.replace(case.shopper, impressions=impressions)
+    after = case.answer(k=50, widget="related").items
+    place = {item.master_id: i for i, item in enumerate(after)}
+    assert place.keys() == {item.master_id for item in before}
+    assert all(place[item.master_id] >= i for i, item in enumerate(before) if item.master_id in often)
+    rest = [[item for item in items if item.master_id not in often] for items in (before, after)]
+    assert rest[0] == rest[1]
+
+
+def test_threads_that_ask_the_same_shelf_do_not_disturb_each_other():
+    rng = random.Random(1)
+    shelf, book = random_shop(rng)
+    visits = [random_visit(rng, shelf) for _ in range(300)]
+    alone = [recommend(shelf, book, *visit, "even", NOW) for visit in visits]
+    with ThreadPoolExecutor(4) as pool:
+        beside = list(pool.map(lambda visit: recommend(shelf, book, *visit, "even", NOW), visits))
+    assert alone == beside
+
+
+def test_a_broken_source_spoils_no_later_request(monkeypatch):
+    rng = random.Random(2)
+    shelf, _ = random_shop(rng)
+    queries = [resolve(shelf, *random_visit(rng, shelf), NOW) for _ in range(20)]
+    before = [gather(query, "even") for query in queries]
+    monkeypatch.setitem(ARMS, "broken", {"catalogue": 1.0, "semantic": 1.0, "broken": 1.0})
+    for ids, scores in (([0], [np.nan]), ([0, 0], [1, -1]), ([0], [np.inf]), ([len(shelf.catalog)], [1])):
+        monkeypatch.setitem(SOURCES, "broken", lambda query, a=ids, b=scores: one_list(a, b))
+        with pytest.raises(DataError):
+            gather(queries[0], "broken")
+        assert all(same(gather(q, "even"), c) for q, c in zip(queries, before, strict=True))
+
+    def fails(query):
+        raise RuntimeError("source")
+
+    monkeypatch.setitem(SOURCES, "broken", fails)
+    with pytest.raises(RuntimeError):
+        gather(queries[0], "broken")
+    assert all(same(gather(q, "even"), c) for q, c in zip(queries, before, strict=True))
+
+
 def by_paper(item: Item) -> float:
     "The final score as a person recomputes it from what the item says."
     score = sum(part.score for part in item.sources)
     for rule in item.rules:
         name, number = rule.rsplit(" ", 1)
-        operation = {"boost": "x", "flash sale": "+", "ad bid": "x"}[name]
+        kinds = {"boost": "x", "flash": "+", "ad": "x", "shown": "x", "diversity": "-"}
+        operation, value = kinds[name.split()[0]], float(number[1:])
         assert number[0] == operation
-        score = score * float(number[1:]) if operation == "x" else score + float(number[1:])
+        score = {"x": score * value, "+": score + value, "-": score - value}[operation]
     return score
 
 
@@ -285,10 +514,10 @@ def test_the_newest_promo_and_list_win_in_any_order(updates):
     for pid, version in updates:
         book.apply(Promo(pid, boost=float(version), version=version))
         for kind, items in (("cat:co_view", ("C1", version)), ("cat:bestsellers", ("M5", version))):
-            shelf.apply(RankedList(kind=kind, id=pid, items=(items,), version=version))
-    assert book.boost[[1, 2]].tolist() == [3, 3] and book.boost.sum() == len(SHOP) + 4 and book.unknown == 3
-    assert all(row == [("C1", 3)] for row in shelf.co_view.values())
-    assert all(scores.tolist() == [3] for _, scores in shelf.bestsellers.values())
+            shelf.apply(RankedList(kind=kind, id="C0", items=(items,), version=version))
+    boost = book.promos["boost"]
+    assert boost[[1, 2]].tolist() == [3, 3] and boost.sum() == len(SHOP) + 4 and book.unknown == 3
+    assert shelf.co_view.of(0) == [(1, 1.0)] and shelf.bestsellers.of(0) == [(5, 3.0)]
 
 
 def test_a_list_of_a_later_slot_replaces_one_of_the_same_version():
@@ -296,10 +525,13 @@ def test_a_list_of_a_later_slot_replaces_one_of_the_same_version():
     for as_of in (1, 3, 2):
         new = RankedList(kind="cat:co_view", id="C0", items=(("C1", as_of),), version=7, as_of=as_of)
         assert shelf.apply(new) == (as_of != 2)
-    assert shelf.co_view["C0"] == [("C1", 3)]
+        shelf.apply(
+            RankedList(kind="cat:bestsellers", id="C0", items=(("M1", as_of),), version=7, as_of=as_of)
+        )
+    assert shelf.bestsellers.of(0) == [(1, 3.0)]
 
 
-def test_equally_co_viewed_categories_are_followed_in_the_order_of_their_names():
+def test_equally_co_viewed_categories_are_followed_in_the_order_of_the_catalogue():
     shelf = Shelf(Catalog(SHOP))
     for kind, id, items in (
         ("cat:co_view", "C0", (("C3", 1.0), ("C2", 1.0), ("C1", 1.0))),
@@ -308,13 +540,17 @@ def test_equally_co_viewed_categories_are_followed_in_the_order_of_their_names()
         shelf.apply(RankedList(kind=kind, id=id, items=items, version=1))
     query = resolve(shelf, Shopper("U"), Request("U", category_id="C0"), NOW)
     with patch.object(module, "RELATED", 2):
-        assert module.co_view(query)[0].tolist() == [1, 2]
+        assert [master for master, _ in module.co_view(query).pairs()] == [1, 2]
 
 
 def test_a_cold_shop_answers_everybody_with_what_it_can_sell():
     catalog = Catalog(SHOP)
     shelf, book = Shelf(catalog), PromoBook(catalog)
-    for request in (Request("U", k=200), Request("U", "M?", "C?", k=200), Request("U", "M5", k=200)):
+    for request in (
+        Request("U", k=200),
+        Request("U", "M?", "C?", k=200),
+        Request("U", "M5", widget="related", k=200),
+    ):
         answer = recommend(shelf, book, Shopper("U"), request, "seed", NOW)
         assert len(answer.items) == 50 and all(int(item.pid[1:]) % 7 for item in answer.items)
     same = [int(item.pid[1:]) % 4 == 1 for item in answer.items]
@@ -368,6 +604,21 @@ def test_a_bad_request_is_an_input_error(body):
     with pytest.raises(InputError) as caught:
         decode_body(msgspec.json.Decoder(Request), body)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        b"",
+        b'{"user_id": "u"},' * 10 + b'{"user_id": "u"}',
+        b'{"user_id": "u"}, {"user_id": "v"}',
+        b"1",
+        b"{}",
+    ],
+)
+def test_a_bad_batch_is_an_input_error(requests):
+    with pytest.raises(InputError):
+        decode_body(msgspec.json.Decoder(Batch), b'{"requests": [%s]}' % requests)
 
 
 @pytest.mark.parametrize("k", [0, -1])
