@@ -80,6 +80,7 @@ class Shop:
 
 # %% ../../nbs/81_shop_story.ipynb #523ab9ea
 WORDS = {
+    "sessions": "others went on to it",
     "semantic": "like what was seen",
     "co_view": "goes with it",
     "best_sellers": "sells well",

@@ -27,7 +27,7 @@ from ..jobs.writer import Writer
 from ..recs.candidates import ARMS, Request, Shelf, Shopper, arm_weights
 from ..recs.catalog import Catalog, Product, product_at
 from ..recs.events import MAX_BODY_BYTES, Promo, Update, event_schema
-from ..recs.rerank import Answer, PromoBook, recommend
+from ..recs.rerank import Answer, PromoBook, recommend, warm
 from ..recs.semantic import embed_titles, neighbours
 from ..recs.shop import open_catalog
 from ..service import JSON, Api, Breakers, Route, stopped
@@ -119,6 +119,7 @@ async def living(service: RecsService) -> AsyncIterator[None]:
     "Replay the log, warm up, follow the store; close at the end."
     count = await replay(service.pipeline, service.clock())
     log.info("replayed", extra={"events": count})
+    warm()
     await respond(service, Request(user_id="warm-up"))
     jobs = {"mirror": service.mirror.run(), "clock": keep_time(service.pipeline, now_ms=service.clock)}
     service.tasks |= {name: asyncio.create_task(job) for name, job in jobs.items()}
@@ -177,7 +178,7 @@ def routes(service: RecsService) -> list[Route]:
         return product_at(catalog, catalog.index[master_id])
 
     async def products() -> Page:
-        first = service.shelf.by_rating[:100].tolist()
+        first = service.shelf.rated.by_rating[:100].tolist()
         cards = [Card(catalog.master_ids[i], catalog.titles[i], _category(catalog, i)) for i in first]
         return Page(len(catalog), cards)
 
