@@ -9,22 +9,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxrec.errors import ConfigError, DataError, InputError
-from voxrec.recs.candidates import ARMS
-from voxrec.recs.coview import CoviewConfig
+from voxrec.recs.baselines import (
+    DAILY,
+    RECOMMENDERS,
+    coview_recommender,
+    evaluate_sessions,
+    learn,
+    session_recommender,
+    shares,
+    together,
+    weigh,
+)
+from voxrec.recs.baselines import Path as ServingPath
+from voxrec.recs.candidates import ARMS, gather
+from voxrec.recs.coview import CoviewConfig, CoviewState, close, coview_step
 from voxrec.recs.evaluate import (
+    POLICIES,
     Scores,
     Session,
-    coview_lists,
-    coview_recommender,
+    diversity_of,
+    estimate,
     evaluate,
+    event_sessions,
+    gain,
     popularity,
     rank_of,
     read_sessions,
-    session_recommender,
+    session_vectors,
     split_by_time,
-    view_sessions,
+    split_last_days,
 )
 from voxrec.recs.events import Event
+from voxrec.recs.replay import Exposure, exposures, lists_policy, replay, snips
+from voxrec.recs.tune import collect, goal_of, tune, tune_weights
 
 HEADER = "SessionId\tItemId\tTime\n"
 BAD_FILES = {  # name: (bytes or text, the line that is wrong)
@@ -110,8 +127,8 @@ def test_nothing_to_evaluate() -> None:
     for sessions, k in (([], 20), ([Session("s", ("a",), (0,))], 20), (two, 0)):
         with pytest.raises(InputError):
             evaluate(lambda clicked: [], sessions, k)
-    for learn in (popularity, coview_recommender, session_recommender):
-        assert set(evaluate(learn([]), two).metrics().values()) == {0.0}
+    for taught in (popularity, coview_recommender, session_recommender):
+        assert set(evaluate(taught([]), two).metrics().values()) == {0.0}
 
 
 ITEMS = [f"i{n}" for n in range(6)]
@@ -145,7 +162,7 @@ def test_the_order_of_training_sessions_does_not_matter(train, test, random) -> 
     mixed = random.sample(train, len(train))
     assert popularity(mixed)(["i0"]) == popularity(train)(["i0"])
     config = CoviewConfig(decay=1.0)  # sums of whole numbers: the order of adding cannot show
-    assert coview_lists(mixed, config) == coview_lists(train, config)
+    assert together(mixed, config) == together(train, config)
 
 
 @settings(max_examples=50)
@@ -192,9 +209,211 @@ def test_views_become_sessions_and_time_parts_them() -> None:
         return Event(event_id=f"{ts}", type=kind, ts=ts, user_id="u", session_id=session, master_id=master)
 
     events = [view(5, "s2", "a"), view(1, "s1", "b"), view(2, "s1", "c", "cart"), view(9, "s2", "d")]
-    sessions = view_sessions(events)
+    sessions = event_sessions(events)
     assert sessions == [Session("s2", ("a", "d"), (5, 9)), Session("s1", ("b",), (1,))]
-    assert split_by_time(sessions, at_ms=9) == (sessions[1:], sessions[:1])
-    assert split_by_time(sessions, at_ms=10) == (sessions, [])
+    assert event_sessions(events, "cart") == [Session("s1", ("c",), (2,))]
+    assert split_by_time(sessions, 9) == (sessions[1:], sessions[:1])
+    assert split_by_time(sessions, 10) == (sessions, [])
+    assert split_by_time(sessions, 1, 9) == ([], sessions[1:], sessions[:1])
+    assert split_by_time(sessions, 2, 10) == (sessions[1:], sessions[:1], [])
+    with pytest.raises(InputError, match="do not ascend"):
+        split_by_time(sessions, 9, 1)
     with pytest.raises(InputError, match="view 7 lacks session_id"):
-        view_sessions([view(7, None, "a")])
+        event_sessions([view(7, None, "a")])
+
+
+def test_the_last_days() -> None:
+    day = 86_400_000
+    sessions = [
+        Session(str(n), ("a", "b"), (n * day // 2, n * day // 2)) for n in range(9)
+    ]  # 0, .5, .. 4 days
+    train, valid, test = split_last_days(sessions, 1, 1)
+    assert [[s.id for s in part] for part in (train, valid, test)] == [list("01234"), list("56"), list("78")]
+    assert split_last_days([], 1) == ([], [])
+
+
+# Policies, against a plain loop
+
+
+@given(
+    SESSIONS,
+    st.lists(st.sampled_from(ITEMS), unique=True),
+    st.integers(1, 5),
+    st.sampled_from(list(POLICIES)),
+)
+def test_each_policy_is_the_plain_loop(
+    sessions: list[Session], order: list[str], k: int, policy: str
+) -> None:
+    expected = []
+    for session in sessions:
+        for n in range(1, len(session.items)):
+            seen, click = session.items[:n], session.items[n]
+            hidden = {"current": seen[-1:], "session": seen, "none": ()}[policy]
+            if policy == "session" and click in seen:
+                continue
+            shown = [item for item in order if item not in hidden][:k]
+            expected.append(shown.index(click) + 1 if click in shown else 0)
+    if expected:
+        assert evaluate(lambda clicked: order, sessions, k, policy).ranks.tolist() == expected
+
+
+def test_unknown_policies_and_recommenders() -> None:
+    two = [Session("s", ("a", "b"), (0, 1))]
+    with pytest.raises(ConfigError, match="no repeat policy 'all'"):
+        evaluate(popularity(two), two, policy="all")
+    with pytest.raises(ConfigError, match="no recommender 'all'"):
+        evaluate_sessions(two, two, "all")
+    with pytest.raises(InputError, match="no titles"):
+        learn("semantic", two)
+    with pytest.raises(InputError, match="different predictions"):
+        gain(evaluate(popularity(two), two, 1), evaluate(popularity(two), two, 2))
+
+
+@given(
+    SESSIONS,
+    st.lists(st.lists(st.sampled_from([*ITEMS, "i?"]), unique=True, max_size=4), min_size=1, max_size=4),
+)
+def test_diversity_is_the_mean_over_pairs(train: list[Session], lists: list[list[str]]) -> None:
+    seen = {item: {n for n, s in enumerate(train) if item in s.items} for item in ITEMS}
+    scores = Scores(4, *(np.zeros(len(lists)) for _ in range(5)), [tuple(row) for row in lists])
+    for row, got in zip(lists, diversity_of(scores, session_vectors(train)), strict=True):
+        known = [seen[item] for item in row if seen.get(item)]
+        pairs = [1 - len(a & b) / (len(a) * len(b)) ** 0.5 for i, a in enumerate(known) for b in known[:i]]
+        assert np.isclose(got, np.mean(pairs), atol=1e-9) if pairs else np.isnan(got)
+
+
+def test_intervals_reckon_with_sessions() -> None:
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(
+        100
+    ):  # sessions that say the same ten times: as wide as a tenth of the clicks would make it
+        values = np.repeat(rng.random(60) < 0.3, 10)
+        e = estimate(values, np.repeat(np.arange(60), 10), resamples=300)
+        held += e.low <= 0.3 <= e.high
+    assert 88 <= held <= 99
+
+
+# Baselines
+
+
+@settings(max_examples=50)
+@given(SESSIONS, st.sampled_from([0.8, 0.95, 1.0]))
+def test_pairs_by_matrix_are_the_folds(train: list[Session], decay: float) -> None:
+    config = CoviewConfig(every_ms=DAILY.every_ms, decay=decay)
+    state = CoviewState()
+    for s in train:
+        for item, ts in zip(s.items, s.times_ms, strict=True):
+            view = Event(event_id=s.id, type="view", ts=ts, user_id=s.id, master_id=item)
+            coview_step(state, view, config, lambda item: item)
+    end = max((s.times_ms[-1] for s in train), default=0)
+    folded = {r.id: dict(r.items) for r in close(state, end + config.gap_ms + 1, config)[1]}
+    found = {item: dict(row) for item, row in together(train, config)[0].items()}
+    for item in found.keys() | folded.keys():  # the fold forgets scores below 1e-12
+        kept = {other: score for other, score in found.get(item, {}).items() if score > 1e-11}
+        assert kept == pytest.approx({o: s for o, s in folded.get(item, {}).items() if s > 1e-11}, rel=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(SESSIONS, st.lists(st.sampled_from([*ITEMS, "i?"]), min_size=1, max_size=5))
+def test_every_recommender_shows_known_items_once(train: list[Session], clicked: list[str]) -> None:
+    known = {item for s in train for item in s.items}
+    for name in sorted(set(RECOMMENDERS) - {"semantic"}):
+        shown = list(learn(name, train)(clicked))
+        assert len(set(shown)) == len(shown) and set(shown) <= known, name
+
+
+@settings(max_examples=30, deadline=None)
+@given(SESSIONS, st.lists(st.sampled_from(ITEMS), min_size=1, max_size=4))
+def test_weighing_is_what_the_arm_serves(train: list[Session], clicked: list[str]) -> None:
+    path = ServingPath(train)
+    if any(len(set(s.items)) > 1 for s in train):
+        served = [path.items[i] for i in gather(path.query(clicked), "blend").ids.tolist()]
+        assert [i for i in weigh(path, ARMS["blend"])(clicked) if i != clicked[-1]] == served
+
+
+# Tuning
+
+
+@settings(max_examples=30, deadline=None)
+@given(SESSIONS, SESSIONS, st.lists(st.sampled_from([0, 0.001, 0.3, 1.0]), min_size=3, max_size=3))
+def test_counted_ranks_are_those_of_the_lists(train, sessions, weights) -> None:
+    names, path = ("sessions", "co_view", "best_sellers"), ServingPath(train)
+    for policy in POLICIES:
+        try:
+            shown = evaluate(weigh(path, dict(zip(names, weights, strict=True))), sessions, 3, policy)
+        except InputError:
+            continue
+        assert collect(path, sessions, names, policy).ranks(weights, 3).tolist() == shown.ranks.tolist()
+
+
+def test_tuning_never_loses_on_validation_and_repeats() -> None:
+    rng = np.random.default_rng(0)
+    rows = [tuple(f"i{(n + d) % 30}" for d in rng.integers(0, 4, 4)) for n in range(120)]
+    made = [Session(str(n), row, tuple(n * 3_600_000 + i for i in range(4))) for n, row in enumerate(rows)]
+    won = tune(made[:80], made[80:100], made[100:], draws=3)
+    assert won.after >= won.before and won == tune(made[:80], made[80:100], made[100:], draws=3)
+    assert won.gain is not None and set(won.gain) == {"hr@20", "mrr@20", "ndcg@20", "recall@20"}
+    heard = collect(ServingPath(made[:80]), made[80:100], ("sessions", "semantic"))
+    goal, weights = tune_weights(heard, {"sessions": 0.0, "semantic": 0.7}, draws=5)
+    assert weights["semantic"] == 0.7  # nobody has titles: it never spoke
+    assert goal == goal_of(heard.ranks([weights["sessions"], 0.7]))
+
+
+def test_shares_have_one_for_the_largest() -> None:
+    train = [Session("s", ("a", "b", "c"), (0, 1, 2)), Session("t", ("a", "b"), (3, 4))]
+    _, found = shares(ServingPath(train), ["a"], ("sessions", "co_view", "semantic"))
+    assert found.max(axis=0).tolist() == [1.0, 1.0, 0.0]
+
+
+# Replay
+
+
+def test_snips_by_hand_and_when_the_policies_agree() -> None:
+    same = snips([1, 0, 0, 1], [0.5] * 4, [0.5] * 4, range(4), least=1)
+    assert same.value == same.logged.value == 0.5 and same.effective == 4 and same.sound
+    two = snips([1, 0], [0.5, 0.1], [1.0, 0.1], [0, 1], least=1)
+    assert two.value == 2 / 3 and np.isclose(two.effective, 9 / 5)
+    cut = snips([1, 0], [0.01, 0.5], [1.0, 0.5], [0, 1], most=10, least=1)
+    assert cut.clipped == 1 and cut.value == 10 / 11 and cut.high <= 1 and cut.low == 0
+    assert np.isclose(cut.control.value, 50.5)
+
+
+@pytest.mark.parametrize(
+    ("propensity", "target", "owner", "told"),
+    [
+        ([0.5, np.nan], [1, 1], [0, 1], "1 of 2 propensities"),
+        ([0.5, 0.0], [1, 1], [0, 1], "1 of 2 propensities"),
+        ([1.5, -1], [1, 1], [0, 1], "2 of 2 propensities"),
+        ([0.5, 0.5], [1, 1.1], [0, 1], "probabilities outside"),
+        ([0.5, 0.5], [0, 0], [0, 1], "0 effective exposures"),
+        ([0.5, 0.5], [1, 1], [0, 0], "one shopper"),
+        ([0.5], [1, 1], [0, 1], "one of each"),
+        ([], [], [], "one of each"),
+    ],
+)
+def test_logs_that_cannot_be_replayed(propensity, target, owner, told) -> None:
+    with pytest.raises(InputError) as e:
+        snips([1, 0][: len(owner)], propensity, target, owner, least=1)
+    assert told in str(e.value)
+
+
+def test_exposures_are_counted_once_and_clicks_belong_to_their_answer() -> None:
+    def event(kind: str, rec: str, item: str, n: int, **more) -> Event:
+        return Event(event_id=f"e{n}", type=kind, ts=n, user_id="u", rec_id=rec, master_id=item, **more)
+
+    events = [
+        event("rec_clicked", "r1", "b", 0),  # topics may swap them
+        event("rec_viewed", "r1", "a", 1, position=0, props={"propensity": 0.5}),
+        event("rec_viewed", "r1", "b", 2, position=1, props={"propensity": 1}),
+        event("rec_viewed", "r1", "a", 1, position=0, props={"propensity": 0.5}),
+        event("rec_viewed", "r2", "b", 3, position=0, props={"propensity": True}),
+        event("rec_clicked", "r1", "b", 4),
+    ]
+    assert exposures(events) == [
+        Exposure("r1", "u", "a", 0, 0.5, False),
+        Exposure("r1", "u", "b", 1, 1, True),
+        Exposure("r2", "u", "b", 0, None, False),
+    ]
+    with pytest.raises(InputError, match="1 of 3 propensities are missing"):
+        replay(exposures(events), lists_policy({"r1": ["a"]}))
+    assert [lists_policy({"r1": ["b"]}, first=1)(e) for e in exposures(events)] == [0, 1, 0]

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxrec.errors import ConfigError, DataError, InputError
-from voxrec.recs.evaluate import evaluate, read_sessions, session_recommender
+from voxrec.recs.baselines import session_recommender
+from voxrec.recs.evaluate import evaluate, read_sessions
 from voxrec.recs.sessions import (
     DAY_MS,
     TUNED,

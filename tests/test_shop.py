@@ -1,5 +1,6 @@
 "The invented shop: the same everywhere, in order, let in at the door; the published one where it is."
 
+import gzip
 import hashlib
 import os
 import subprocess
@@ -15,7 +16,17 @@ from voxrec.config import Settings
 from voxrec.errors import ConfigError, DataError, InputError
 from voxrec.recs.catalog import Catalog, Offer, Product, static_order
 from voxrec.recs.events import Event, decode_events, encode_event
-from voxrec.recs.shop import AWS_RETAIL, END_MS, load_aws_retail, make_products, open_catalog, simulate
+from voxrec.recs.shop import (
+    AWS_RETAIL,
+    END_MS,
+    ONLINE_RETAIL,
+    RETAIL_COLUMNS,
+    load_aws_retail,
+    load_online_retail,
+    make_products,
+    open_catalog,
+    simulate,
+)
 
 DAY_MS = 24 * 3_600_000
 DATA = os.environ.get("VOXREC_DATA")
@@ -177,3 +188,50 @@ def test_shoppers_walk_through_the_retail_demo_store():
     events = simulate(load_aws_retail(AWS), seed=0, n_users=50, days=2)
     body = b"[" + b",".join(map(encode_event, events)) + b"]"
     assert decode_events(body, now_ms=END_MS) == (events, []) and len(events) > 200
+
+
+RETAIL = ",".join(RETAIL_COLUMNS) + "\n536365,85123A,WHITE HEART,6,2010-12-01 08:26:00,2.55,17850.0\n"
+BAD_RETAIL = {  # name: (bytes or text, what is told)
+    "empty": ("", "line 0"),
+    "no header": (RETAIL.split("\n", 1)[1], "line 1"),
+    "column missing": (RETAIL.replace("UnitPrice", "Price"), "line 1"),
+    "cell missing": (RETAIL.replace(",17850.0", ""), "line 2"),
+    "quantity a word": (RETAIL.replace(",6,", ",six,"), "line 2"),
+    "price a word": (RETAIL.replace("2.55", "cheap"), "line 2"),
+    "price infinite": (RETAIL.replace("2.55", "inf"), "line 2"),
+    "no invoice": (RETAIL.replace("536365", ""), "line 2"),
+    "time of day only": (RETAIL.replace("2010-12-01 ", ""), "line 2"),
+    "not text": (RETAIL.encode().replace(b"WHITE", b"\xff"), "line"),
+    "only cancelled": (RETAIL.replace("536365", "C536365"), "holds no sale"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RETAIL)
+def test_a_bad_retail_file_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
+    content, told = BAD_RETAIL[name]
+    (tmp_path / "retail.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=told):
+        load_online_retail(tmp_path / "retail.csv")
+
+
+def test_a_torn_or_absent_retail_file(tmp_path: Path) -> None:
+    (tmp_path / "torn.csv.gz").write_bytes(gzip.compress(RETAIL.encode() * 99)[:-20])
+    (tmp_path / "plain.csv.gz").write_text(RETAIL)
+    for name in ("torn.csv.gz", "plain.csv.gz"):
+        with pytest.raises(DataError, match="is torn"):
+            load_online_retail(tmp_path / name)
+    for path in (tmp_path / "absent.csv", tmp_path):
+        with pytest.raises(ConfigError, match="cannot read"):
+            load_online_retail(path)
+
+
+@pytest.mark.skipif(
+    not (DATA and (Path(DATA) / ONLINE_RETAIL).is_file()),
+    reason=f"VOXREC_DATA with {ONLINE_RETAIL} is not set",
+)
+def test_online_retail_is_what_it_says() -> None:
+    retail = load_online_retail(Path(str(DATA)) / ONLINE_RETAIL)
+    assert len(retail.events) + sum(retail.skipped.values()) == 541_909
+    catalog = Catalog(retail.products)
+    assert len(catalog) == 3791 and all(e.pid in catalog.pid_index for e in retail.events)
+    assert decode_events(encode_event(retail.events[0]), END_MS) == ([retail.events[0]], [])
