@@ -88,7 +88,7 @@ def sittings(sessions: Sequence[Session], gap_ms: int) -> list[Session]:
             parts.append(Session(s.id, s.items[first:last], s.times_ms[first:last]))
     return parts
 
-
+# %% ../../nbs/44_baselines.ipynb #e2277c7f
 def together(
     train: Sequence[Session], config: CoviewConfig, cosine: bool = False
 ) -> tuple[dict[str, Scored], int]:

@@ -94,7 +94,7 @@ def snips(
         sound=control.low is not None and control.low <= 1 <= (control.high or 0.0),
     )
 
-
+# %% ../../nbs/46_replay.ipynb #bc045255
 def _ratio(above: ArrayLike, below: ArrayLike, owner: ArrayLike, resamples: int, seed: int) -> Estimate:
     "Sum over sum, percentile bootstrap over owners. InputError for fewer than two of them."
     from scipy.stats import bootstrap
@@ -143,7 +143,7 @@ class Exposure(msgspec.Struct, frozen=True):
     propensity: float | None
     clicked: bool
 
-
+# %% ../../nbs/46_replay.ipynb #d6a1b6ad
 def exposures(events: Iterable[Event]) -> list[Exposure]:
     "The log's exposures. InputError for one without product or position: its place cannot be replayed."
     shown: dict[tuple[str, int], Event] = {}
@@ -165,7 +165,7 @@ def exposures(events: Iterable[Event]) -> list[Exposure]:
         found.append(Exposure(rec_id, str(e.user_id), item, position, known, (rec_id, item) in clicks))
     return found
 
-
+# %% ../../nbs/46_replay.ipynb #402d253f
 Policy = Callable[[Exposure], float]  # the probability that it shows this item at this place of this answer
 
 

@@ -149,7 +149,7 @@ class Tuned(msgspec.Struct, frozen=True):
     tried: list[tuple[float, float]]
     gain: dict[str, Estimate] | None = None
 
-
+# %% ../../nbs/45_tune.ipynb #fb1c4fc1
 def tune(
     train: Sequence[Session],
     valid: Sequence[Session],
