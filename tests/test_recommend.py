@@ -47,6 +47,7 @@ from voxrec.service import decode_body
 NOW = 1_760_000_000_000
 DAY = 24 * 3_600_000
 ARMS["even"] = {"catalogue": 0.3, "best_sellers": 0.5, "sessions": 0.6, "co_view": 0.7, "semantic": 0.9}
+ARMS["narrow"] = {"semantic": 0.6, "co_view": 0.4}  # most products are no candidates
 KNN = SessionConfig(m=5, k=3, items=3, proximity=1.0)
 
 # Few different values, so that ties, doubles and unknown ids are common.
@@ -141,7 +142,7 @@ def cases(draw: st.DrawFn) -> Case:
             draw(st.integers(1, 12)),
             draw(st.lists(MASTER, max_size=2)),
         ),
-        arm=draw(st.sampled_from(["seed", "even"])),
+        arm=draw(st.sampled_from(["seed", "even", "narrow"])),
     )
 
 
@@ -344,7 +345,7 @@ def test_kernels_give_the_references_lists(seed):
     for _ in range(50):
         shopper, request = random_visit(rng, shelf)
         query = resolve(shelf, shopper, request, NOW)
-        arm, most = rng.choice(["seed", "blend", "even"]), rng.choice([1000, 1000, 20])
+        arm, most = rng.choice(["seed", "blend", "even", "narrow"]), rng.choice([1000, 1000, 20])
         with patch.object(module, "MOST", most):
             found = gather(query, arm)
             assert same(found, plain_gather(query, arm))

@@ -123,23 +123,19 @@ def _forget(row_of: NDArray[np.int32], members: U32, sums: F64, rows: int) -> No
 class Sums:
     """Sums by member and column, for one request after the other; one thread at a time.
 
-    `row_of` int32 [n]: a member's row, -1 without one. Behind it `members` uint32 [.] and `sums` float64
-    [columns, .], of which the first `rows` are in use.
+    `row_of` int32 [n]: a member's row, -1 without one. Behind it `members` uint32 [n] and `sums` float64
+    [columns, n], of which the first `rows` are in use; memory that no request ever touched costs nothing.
     """
 
-    def __init__(self, n: int):
-        self._empty(n)
-
-    def _empty(self, n: int) -> None:
+    def __init__(self, n: int, columns: int):
         self.row_of, self.rows = np.full(n, -1, np.int32), 0
-        self.members, self.sums = np.empty(0, np.uint32), np.zeros((1, 0))
+        self.members, self.sums = np.empty(n, np.uint32), np.zeros((columns, n))
 
     def add(self, column: int, proposal: Proposal, name: str) -> float:
         "Add a source's proposal to a column; the largest sum of it. DataError for scores that cannot be."
-        self._reserve(column + 1, self.rows + min(proposal.size, len(self.row_of)))
         rows, largest = _add(self.row_of, self.members, self.sums, self.rows, column, *proposal)
         if rows < 0:
-            self._empty(len(self.row_of))  # some of it was added
+            self.row_of[:], self.sums[:], self.rows = -1, 0, 0  # some of it was added
             hint = "mend the source; its products must be numbers of this catalogue"
             raise DataError(
                 f"source {name!r}: a product unknown, or a score below 0 or not finite", hint=hint
@@ -147,17 +143,8 @@ class Sums:
         self.rows = rows
         return largest
 
-    def _reserve(self, columns: int, rows: int) -> None:
-        "Room for so many, the present sums kept."
-        had = self.sums.shape
-        if columns > had[0] or rows > had[1]:
-            sums = np.zeros((max(columns, had[0]), max(2 * rows, had[1])))
-            sums[: had[0], : self.rows] = self.sums[:, : self.rows]
-            members = np.empty(sums.shape[1], np.uint32)
-            members[: self.rows] = self.members[: self.rows]
-            self.sums, self.members = sums, members
-
     def clear(self) -> None:
+        "Ready for the next request."
         _forget(self.row_of, self.members, self.sums, self.rows)
         self.rows = 0
 
@@ -273,13 +260,13 @@ class Shelf:
         self._versions: dict[tuple[str, str], tuple[int, int]] = {}
         self._sums = threading.local()
 
-    def sums(self, of: Literal["masters", "categories"]) -> Sums:
+    def sums(self, of: Literal["masters", "categories"], columns: int) -> Sums:
         "This thread's accumulator over masters or categories; whoever takes it clears it."
-        if not hasattr(self._sums, of):
-            n = len(self.catalog if of == "masters" else self.catalog.category_ids)
-            setattr(self._sums, of, Sums(n))
-        found: Sums = getattr(self._sums, of)
-        return found
+        held: Sums | None = getattr(self._sums, of, None)
+        if held is None or len(held.sums) < columns:
+            held = Sums(len(self.catalog if of == "masters" else self.catalog.category_ids), columns)
+            setattr(self._sums, of, held)
+        return held
 
     def apply(self, new: RankedList) -> bool:
         "Take over a list unless a newer one is held; whether it was taken. InputError for a kind not shared."
@@ -432,7 +419,7 @@ def co_view(query: Query) -> Proposal:
     "Best sellers of the categories co-viewed with the current and recent ones x co-view score."
     shelf, categories = query.shelf, query.categories
     related = shelf.co_view.weighted(list(categories), list(categories.values()))
-    sums = shelf.sums("categories")
+    sums = shelf.sums("categories", 1)
     try:
         sums.add(0, related, "co_view")
         reached, weights = sums.members[: sums.rows].copy(), sums.sums[0, : sums.rows].copy()
@@ -565,8 +552,8 @@ def _pick(query: Query, sums: Sums, scales: F64, sources: tuple[str, ...]) -> Ca
 
 def gather(query: Query, arm: str = "seed") -> Candidates:
     "Ask the arm's sources; divide each by its largest, weigh, sum by master, leave out, keep the best 1,000."
-    weights, sums = arm_weights(arm), query.shelf.sums("masters")
-    scales = np.zeros(len(weights))
+    weights = arm_weights(arm)
+    sums, scales = query.shelf.sums("masters", len(weights)), np.zeros(len(weights))
     try:
         for column, (name, weight) in enumerate(weights.items()):
             largest = sums.add(column, SOURCES[name](query), name)

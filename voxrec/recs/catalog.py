@@ -100,10 +100,7 @@ class Catalog:
         self.price = np.array([o.price for o in offers], np.float64)
         self.rating = np.array([o.rating for o in offers], np.float64)
         self.stock = np.array([o.stock for o in offers], np.int32)
-        self.order = np.arange(len(offers), dtype=np.int64)
-        self.first_in_stock = np.full(len(self), -1, np.int32)
-        positions = np.flatnonzero(self.stock > 0)[::-1]  # of a master's several, the first is written last
-        self.first_in_stock[self.offer_master[positions]] = positions
+        self.order, self.first_in_stock = np.arange(len(offers), dtype=np.int64), _first_in_stock(self)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -120,10 +117,7 @@ class Catalog:
         changes = {k: v for k, v in (("price", price), ("stock", stock)) if v is not None}
         offer = msgspec.structs.replace(offer_at(self, position), **changes)
         self.price[position], self.stock[position] = offer.price, offer.stock
-        master = int(self.offer_master[position])
-        mine = offers_of(self, master)
-        mine[:] = sorted(mine, key=lambda i: static_order(offer_at(self, i)))
-        self.first_in_stock[master] = next((i for i in mine if self.stock[i] > 0), -1)
+        _reorder(self, int(self.offer_master[position]))
 
 # %% ../../nbs/31_catalog.ipynb #3934520f
 def offer_at(catalog: Catalog, position: int) -> Offer:
@@ -135,6 +129,21 @@ def offer_at(catalog: Catalog, position: int) -> Offer:
 def offers_of(catalog: Catalog, master: int) -> NDArray[np.int64]:
     "Positions of the master's offers in the static order; a view into `catalog.order`."
     return catalog.order[catalog.offer_start[master] : catalog.offer_start[master + 1]]
+
+
+def _first_in_stock(catalog: Catalog) -> NDArray[np.int32]:
+    "`Catalog.first_in_stock` of a new catalogue, whose offers lie in the static order."
+    first = np.full(len(catalog), -1, np.int32)
+    positions = np.flatnonzero(catalog.stock > 0)[::-1]  # of a master's several, the first is written last
+    first[catalog.offer_master[positions]] = positions
+    return first
+
+
+def _reorder(catalog: Catalog, master: int) -> None:
+    "Put one master's offers into the static order again, after a change."
+    mine = offers_of(catalog, master)
+    mine[:] = sorted(mine, key=lambda i: static_order(offer_at(catalog, i)))
+    catalog.first_in_stock[master] = next((i for i in mine if catalog.stock[i] > 0), -1)
 
 
 def product_at(catalog: Catalog, master: int) -> Product:

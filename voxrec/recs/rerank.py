@@ -276,14 +276,14 @@ def rerank(
     return Ranked(rows, offers[rows], values, boost[rows], bonus[rows], bid[rows], fatigue[rows], repeated)
 
 # %% ../../nbs/40_rerank.ipynb #b970450d
-class Part(msgspec.Struct, frozen=True):
+class Part(msgspec.Struct, frozen=True, gc=False):
     "What one source added to the merged score, already weighted."
 
     name: str
     score: float
 
 
-class Item(msgspec.Struct, frozen=True):
+class Item(msgspec.Struct, frozen=True, gc=False):
     "A master, the offer to show, and why: `sources` sum to the merged score, `rules` lead on to `score`."
 
     master_id: str
