@@ -171,8 +171,10 @@ def plain_sources(case: Case, most: int, related: int) -> dict[str, list[tuple[s
     strongest = sorted(reached.items(), key=lambda pair: (-pair[1], real.index(pair[0])))[:related]
 
     sells = {c: [(m, s) for m, s in case.bestsellers[c] if m in category_of] for c in real}
-    most_sold = sorted((c for c in real if sells[c]), key=lambda c: -sells[c][0][1])[:related]
-    mine = [(c, w) for c, w in weights.items() if sells[c]] or [(c, 1.0) for c in most_sold]
+    selling = [c for c in real if sells[c]]
+    if len(selling) > related:
+        selling = sorted(selling, key=lambda c: -sells[c][0][1])[:related]
+    mine = [(c, w) for c, w in weights.items() if sells[c]] or [(c, 1.0) for c in selling]
     rating = plain_ratings(case)
     sold_out = {p.master_id: all(o.stock == 0 for o in p.offers) for p in case.loaded}
     by_rating = sorted(category_of, key=lambda m: (sold_out[m], -rating[m], MASTERS.index(m)))

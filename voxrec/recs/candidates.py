@@ -503,15 +503,18 @@ ABOVE_0 = float(np.finfo(np.float64).smallest_subnormal)
 
 
 @kernel
-def _merged(sums: F64, scales: F64, rows: int) -> F64:
-    "Of each of the first `rows`, the columns x their scales, summed from left to right: float64 [rows]."
+def _merged(sums: F64, scales: F64, rows: int, row_of: NDArray[np.int32], left_out: I64) -> F64:
+    "The first `rows`: columns x scales summed from left to right, 0 for members left out: float64 [rows]."
     scores = np.zeros(rows)
     for column in range(len(scales)):
         for row in range(rows):
             scores[row] += sums[column, row] * scales[column]
+    for member in left_out:
+        if row_of[member] >= 0:
+            scores[row_of[member]] = 0.0
     return scores
 
-
+# %% ../../nbs/39_candidates.ipynb #30d7fbf2
 @kernel
 def _break_ties(rows: I64, scores: F64, members: U32) -> None:
     "Of `rows`, best first by `scores` [n], those of one score in the order of their `members` [n], in place."
@@ -523,7 +526,7 @@ def _break_ties(rows: I64, scores: F64, members: U32) -> None:
                 equal[:] = equal[np.argsort(members[equal])]
             first = last
 
-# %% ../../nbs/39_candidates.ipynb #30d7fbf2
+
 def _best(scores: F64, members: U32) -> I64:
     "The rows of the `MOST` best scores above 0, best first, equals by member."
     least = ABOVE_0
@@ -535,19 +538,34 @@ def _best(scores: F64, members: U32) -> I64:
     return rows[:MOST]
 
 # %% ../../nbs/39_candidates.ipynb #ab57ae6c
+@kernel
+def _known(
+    best: I64, sums: F64, scales: F64, rows: int, row_of: NDArray[np.int32], shown: I64, times: F64
+) -> tuple[F64, F64]:
+    """Of the `best` [n] of the first `rows`: parts [n, columns], and the `times` of those `shown`, [n].
+
+    `shown` int64 and `times` float64 [m]: members, and how often each was shown.
+    """
+    parts, seen, place = np.empty((len(best), len(scales))), np.zeros(len(best)), np.full(rows, -1)
+    for i in range(len(best)):
+        place[best[i]] = i
+        for column in range(len(scales)):
+            parts[i, column] = sums[column, best[i]] * scales[column]
+    for m in range(len(shown)):
+        row = row_of[shown[m]]
+        if row >= 0 and place[row] >= 0:
+            seen[place[row]] = times[m]
+    return parts, seen
+
+# %% ../../nbs/39_candidates.ipynb #9a046bb4
 def _pick(query: Query, sums: Sums, scales: F64, sources: tuple[str, ...]) -> Candidates:
     "The best rows of filled sums, what is left out left out."
-    scores = _merged(sums.sums, scales, sums.rows)
-    gone = sums.row_of[query.left_out] if query.left_out else np.empty(0, np.int32)
-    scores[gone[gone >= 0]] = 0.0
-    rows = _best(scores, sums.members[: sums.rows])
-    shown = np.zeros(len(rows))
-    if query.shown:
-        times = np.zeros(sums.rows + 1)  # the last one is everybody's who is no candidate: row -1
-        times[sums.row_of[list(query.shown)]] = list(query.shown.values())
-        shown = times[rows]
-    parts = sums.sums[: len(scales), rows] * scales[:, None]
-    return Candidates(sums.members[rows], scores[rows], parts.T, sources, shown)
+    filled, row_of, rows = sums.sums, sums.row_of, sums.rows
+    scores = _merged(filled, scales, rows, row_of, np.array(query.left_out, np.int64))
+    best = _best(scores, sums.members[:rows])
+    shown, times = np.array([*query.shown], np.int64), np.array([*query.shown.values()], np.float64)
+    parts, seen = _known(best, filled, scales, rows, row_of, shown, times)
+    return Candidates(sums.members[best], scores[best], parts, sources, seen)
 
 
 def gather(query: Query, arm: str = "seed") -> Candidates:

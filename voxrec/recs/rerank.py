@@ -172,12 +172,18 @@ def _offers(
     `order[offer_start[m]:offer_start[m + 1]]`: offers of m in the static order; `stock`, `promos` [offers].
     """
     n = len(masters)
-    chosen, boost, bonus, bid = np.full(n, -1), np.ones(n), np.zeros(n), np.ones(n)
+    chosen, boost, bonus, bid = np.empty(n, np.int64), np.ones(n), np.zeros(n), np.ones(n)
+    special, s = np.empty(n + 1, np.int64), 0
     for row in range(n):
+        chosen[row] = first_in_stock[masters[row]]
+        special[s] = row
+        s += promoted[masters[row]]
+    for row in special[:s]:  # only to have the memory there: without a branch, many are fetched at once
+        head = order[offer_start[masters[row]]]
+        boost[row], bonus[row] = promos[head]["boost"], stock[head]
+    for row in special[:s]:
+        chosen[row], boost[row], bonus[row] = -1, 1.0, 0.0
         master = np.int64(masters[row])
-        if not promoted[master]:
-            chosen[row] = first_in_stock[master]
-            continue
         for at in range(offer_start[master], offer_start[master + 1]):
             offer = order[at]
             promo = promos[offer]
