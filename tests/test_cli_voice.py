@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from voxrec import cli
+from voxrec.commands import voice as voice_commands
 from voxrec.demo import show
 from voxrec.mqtt import EmbeddedBroker, background_loop, connect_mqtt, free_port
 from voxrec.serve.edge import run_on
@@ -148,7 +149,7 @@ def test_a_file_of_any_length_is_heard_piece_by_piece(voxrec: Run, home: Path) -
 
 
 def test_transcribe_for_people_is_a_line(voxrec: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_for_programs", lambda as_json: as_json)
+    monkeypatch.setattr(voice_commands, "for_programs", lambda as_json: as_json)
     clip = SAMPLES / "emergency_stop.wav"
     # whether a full stop is heard depends on the processor's arithmetic
     assert voxrec("transcribe", clip).out.lower().rstrip(".!\n") == f"{clip}: emergency stop".lower()
@@ -275,7 +276,7 @@ def test_understand_for_whom(voxrec: Run, home: Path, monkeypatch: pytest.Monkey
     done = voxrec("understand", "We need security here.")
     assert done.code == 2 and "There are: north, south" in done.err and "west.toml" in done.err
     assert voxrec("understand", "stop", "--tenant", "west").code == 2
-    monkeypatch.setattr(cli, "_for_programs", lambda as_json: as_json)
+    monkeypatch.setattr(voice_commands, "for_programs", lambda as_json: as_json)
     done = voxrec("understand", "--tenant", "north", "--device", "n1", stdin=b"We need security here.\n")
     assert done.code == 0 and done.out.startswith("SUMMON_TEAM ") and "-> act: " in done.out
     done = voxrec("understand", "We need security.", "--tenant", "north", "--device", "n1", "--json")

@@ -1,8 +1,10 @@
 "Session files that must be refused; metrics by hand; the protocol against a plain loop."
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,9 +14,13 @@ from voxrec.errors import ConfigError, DataError, InputError
 from voxrec.recs.baselines import (
     DAILY,
     RECOMMENDERS,
+    Knobs,
+    SessionModel,
     coview_recommender,
+    evaluate_files,
     evaluate_sessions,
     learn,
+    read_knobs,
     session_recommender,
     shares,
     together,
@@ -24,6 +30,7 @@ from voxrec.recs.baselines import Path as ServingPath
 from voxrec.recs.candidates import ARMS, gather
 from voxrec.recs.coview import CoviewConfig, CoviewState, close, coview_step
 from voxrec.recs.evaluate import (
+    DRAWN,
     POLICIES,
     Scores,
     Session,
@@ -35,13 +42,16 @@ from voxrec.recs.evaluate import (
     popularity,
     rank_of,
     read_sessions,
+    remarks,
     session_vectors,
     split_by_time,
     split_last_days,
+    summary,
 )
 from voxrec.recs.events import Event
 from voxrec.recs.replay import Exposure, exposures, lists_policy, replay, snips
-from voxrec.recs.tune import collect, goal_of, tune, tune_weights
+from voxrec.recs.sessions import SessionConfig
+from voxrec.recs.tune import collect, goal_of, tune, tune_files, tune_weights
 
 HEADER = "SessionId\tItemId\tTime\n"
 BAD_FILES = {  # name: (bytes or text, the line that is wrong)
@@ -275,8 +285,7 @@ def test_unknown_policies_and_recommenders() -> None:
 )
 def test_diversity_is_the_mean_over_pairs(train: list[Session], lists: list[list[str]]) -> None:
     seen = {item: {n for n, s in enumerate(train) if item in s.items} for item in ITEMS}
-    scores = Scores(4, *(np.zeros(len(lists)) for _ in range(5)), [tuple(row) for row in lists])
-    for row, got in zip(lists, diversity_of(scores, session_vectors(train)), strict=True):
+    for row, got in zip(lists, diversity_of(lists, session_vectors(train)), strict=True):
         known = [seen[item] for item in row if seen.get(item)]
         pairs = [1 - len(a & b) / (len(a) * len(b)) ** 0.5 for i, a in enumerate(known) for b in known[:i]]
         assert np.isclose(got, np.mean(pairs), atol=1e-9) if pairs else np.isnan(got)
@@ -331,6 +340,84 @@ def test_weighing_is_what_the_arm_serves(train: list[Session], clicked: list[str
         assert [i for i in weigh(path, ARMS["blend"])(clicked) if i != clicked[-1]] == served
 
 
+def test_diversity_of_many_lists_is_that_of_a_draw() -> None:
+    train = [Session(f"s{n}", (f"i{n}", f"i{n + 1}"), (0, 1)) for n in range(60)]
+    n = 3 * DRAWN
+    shown = [(f"i{j % 59}", f"i{j % 59 + 1 + j % 2}") for j in range(n)]
+    scores = Scores(2, *(np.zeros(n) for _ in range(4)), np.arange(n), shown)
+    vectors = session_vectors(train)
+    told, kinds = (
+        summary(scores, {"i0": 1}, 200, vectors=vectors)["diversity@2"],
+        diversity_of(shown, vectors),
+    )
+    assert told.value != kinds.mean() and told.low < kinds.mean() < told.high
+
+
+def test_what_moves_figures_is_told() -> None:
+    train = [Session("a", ("x", "y"), (0, 3_600_000))]
+    test = [Session("a", ("x", "x", "z"), (1_800_000, 1_800_001, 1_800_002)), Session("b", ("x",), (9, 9))]
+    assert remarks(train, test) == [
+        "1 of 2 predictions are clicks on items that training never saw: misses",
+        "1 of 2 predictions are clicks on the item just clicked, which is not shown: misses",
+        "1 of 2 test sessions have one click: nothing to predict",
+        "1 session ids are in training and test",
+        "the test begins 1.0 hours before training ends",
+    ]
+    assert remarks(train, test, "none")[1].startswith("1 of 2 test sessions")
+    assert remarks([], [Session("b", ("x", "x"), (9, 9))], "none")[0].startswith("1 of 1 predictions")
+
+
+@pytest.mark.parametrize("tab", ["\t", ","])
+def test_two_files_in_one_json_out(tmp_path: Path, tab: str) -> None:
+    def write(name: str, rows: list[tuple[str, str, float]]) -> Path:
+        header = ("SessionId", "ItemId", "Time")
+        (tmp_path / name).write_text("".join(tab.join(map(str, row)) + "\n" for row in (header, *rows)))
+        return tmp_path / name
+
+    rows = [
+        (f"s{n}", item, 100 * n + t) for n in range(40) for t, item in enumerate(("a", "b", "c")[: 1 + n % 3])
+    ]
+    train = write("train", rows[::-1])  # neither sorted nor grouped
+    test = write(
+        "test", [("t", "a", 5001), ("t", "c", 5003), ("t", "b", 5002), ("u", "b", 6000), ("u", "?", 6001)]
+    )
+    told = evaluate_files(train, test)
+    body = json.loads(msgspec.json.encode(told))
+    assert body["n"] == 3 and body["policy"] == "current" and told.recommender == "vmis-knn"
+    metrics = body["metrics"]
+    assert (metrics["hr@20"], metrics["mrr@20"]) == (2 / 3, 1 / 2)  # after a, c: a may return, then b
+    names = {"hr", "mrr", "ndcg", "recall", "coverage", "popularity", "diversity"}
+    assert {f"{name}@20" for name in names} == set(body["metrics"])
+    assert set(body["intervals"]) == set(body["metrics"]) - {"coverage@20"}
+    knobs = tmp_path / "knobs.json"
+    knobs.write_bytes(msgspec.json.encode(tune_files(train, test, test, draws=1).knobs))
+    assert evaluate_files(train, test, "blend", knobs=knobs).n == 3
+    with pytest.raises(DataError, match="test, line 3"):
+        write("test", [("t", "a", 1.0), ("t", "b", float("nan"))])
+        evaluate_files(train, test)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"decay": 0}', '{"weights": {"luck": 1}}', '{"weights": {"sessions": -1}}', "\xff"],
+)
+def test_knobs_that_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "knobs").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match="knobs: "):
+        read_knobs(tmp_path / "knobs")
+    with pytest.raises(InputError, match="cannot read the knobs"):
+        read_knobs(tmp_path / "none")
+    with pytest.raises(ConfigError):
+        Knobs(decay=float("nan"))
+
+
+def test_what_a_basket_holds_does_not_shorten_its_lists() -> None:
+    items = tuple(f"i{n}" for n in range(160))
+    train = [Session(str(n), items[n : n + 80], tuple(range(80))) for n in range(80)]
+    shown = SessionModel(train).recommend(items[:100], SessionConfig(), n=20)
+    assert len(set(shown) - set(items[:100])) >= 20
+
+
 # Tuning
 
 
@@ -369,11 +456,11 @@ def test_shares_have_one_for_the_largest() -> None:
 
 
 def test_snips_by_hand_and_when_the_policies_agree() -> None:
-    same = snips([1, 0, 0, 1], [0.5] * 4, [0.5] * 4, range(4), least=1)
+    same = snips([1, 0, 0, 1], [0.5] * 4, [0.5] * 4, range(4), least=1, clicks=0)
     assert same.value == same.logged.value == 0.5 and same.effective == 4 and same.sound
-    two = snips([1, 0], [0.5, 0.1], [1.0, 0.1], [0, 1], least=1)
+    two = snips([1, 0], [0.5, 0.1], [1.0, 0.1], [0, 1], least=1, clicks=0)
     assert two.value == 2 / 3 and np.isclose(two.effective, 9 / 5)
-    cut = snips([1, 0], [0.01, 0.5], [1.0, 0.5], [0, 1], most=10, least=1)
+    cut = snips([1, 0], [0.01, 0.5], [1.0, 0.5], [0, 1], most=10, least=1, clicks=0)
     assert cut.clipped == 1 and cut.value == 10 / 11 and cut.high <= 1 and cut.low == 0
     assert np.isclose(cut.control.value, 50.5)
 
@@ -393,7 +480,7 @@ def test_snips_by_hand_and_when_the_policies_agree() -> None:
 )
 def test_logs_that_cannot_be_replayed(propensity, target, owner, told) -> None:
     with pytest.raises(InputError) as e:
-        snips([1, 0][: len(owner)], propensity, target, owner, least=1)
+        snips([1, 0][: len(owner)], propensity, target, owner, least=1, clicks=0)
     assert told in str(e.value)
 
 

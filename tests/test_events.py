@@ -11,23 +11,30 @@ from hypothesis import strategies as st
 
 from voxrec.errors import DataError, InputError
 from voxrec.recs.events import (
+    ANONYMOUS,
     MAX_AHEAD_MS,
     MAX_BODY_BYTES,
     MAX_BODY_EVENTS,
     MAX_EVENT_BYTES,
     REQUIRED,
     Event,
+    Listing,
+    Offer,
+    Product,
     Promo,
     RankedList,
     Reason,
     Update,
+    anonymous,
     change_of,
     decode_event,
     decode_events,
     encode_event,
     event_schema,
     fault,
+    is_anonymous,
     key_of,
+    listing_of,
     promo_of,
     topic_of,
 )
@@ -37,6 +44,10 @@ VIEW = {"event_id": "e1", "type": "view", "ts": NOW, "user_id": "u1", "master_id
 ORDER = {**VIEW, "type": "order", "qty": 2, "price": 19.9}
 PROMO = {"event_id": "e2", "type": "promo", "ts": NOW, "pid": "M1-0"}
 CATALOG = {**PROMO, "type": "catalog"}
+OFFER = {"pid": "K1", "seller": "Hearth & Co", "price": 39.0, "rating": 4.2, "stock": 3}
+KETTLE = {"master_id": "kettle", "title": "Gooseneck kettle", "category_id": "kettles", "offers": [OFFER]}
+SHY = {"event_id": "e4", "type": "view", "ts": NOW, "consent": False}
+LISTED = {"event_id": "e3", "type": "catalog", "ts": NOW, "product": KETTLE}
 
 
 def only(body: bytes) -> tuple[str, str]:
@@ -52,6 +63,14 @@ def without(event: dict[str, Any], name: str) -> dict[str, Any]:
 
 def promo(**props: Any) -> dict[str, Any]:
     return {**PROMO, "props": props}
+
+
+def listed(**fields: Any) -> dict[str, Any]:
+    return {**LISTED, "product": {**KETTLE, **fields}}
+
+
+def offered(**fields: Any) -> dict[str, Any]:
+    return listed(offers=[{**OFFER, **fields}])
 
 
 def change(**props: Any) -> dict[str, Any]:
@@ -115,6 +134,26 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("unknown catalog prop", change(stok=2), "bad_catalog", "stok"),
     ("price among the props", change(stock=2, price=5.0), "bad_catalog", "price"),
     ("promo prop in a catalog event", change(boost=2), "bad_catalog", "boost"),
+    ("a product without a title", {**LISTED, "product": without(KETTLE, "title")}, "missing_field", "title"),
+    ("a product of nothing", {**LISTED, "product": None}, "missing_field", "pid or product"),
+    ("an empty title", listed(title=" "), "bad_catalog", "title is empty"),
+    ("66 bytes of master", listed(master_id="ü" * 33), "bad_catalog", "64 bytes"),
+    ("an empty category", listed(category_id=""), "bad_catalog", "category_id"),
+    ("an offer for nothing", offered(price=0), "bad_catalog", "above 0"),
+    ("a rating of six", offered(rating=6), "bad_catalog", "from 0 to 5"),
+    ("an offer with too much stock", offered(stock=2**31), "bad_catalog", "2147483647"),
+    ("an offer with a half piece", offered(stock=1.5), "bad_value", "$.product.offers"),
+    ("an offer twice", listed(offers=[OFFER, OFFER]), "bad_catalog", "listed twice"),
+    ("an offer misspelt", listed(offer=[OFFER]), "unknown_field", "offer"),
+    ("two masters in one event", {**LISTED, "master_id": "mug"}, "bad_catalog", "mug"),
+    ("a product and an offer", {**LISTED, "pid": "K1"}, "bad_catalog", "pid"),
+    ("a product and a price", {**LISTED, "price": 5.0}, "bad_catalog", "price"),
+    ("a product and a stock", {**LISTED, "props": {"stock": 5}}, "bad_catalog", "props"),
+    ("a product looked at", {**VIEW, "product": KETTLE}, "bad_catalog", "states no product"),
+    ("a pseudonym made up", {**VIEW, "user_id": ANONYMOUS + "0" * 32}, "bad_id", "stands for nobody"),
+    ("consent as a word", {**VIEW, "consent": "no"}, "bad_value", "$.consent"),
+    ("consent as nothing", {**VIEW, "consent": None}, "bad_value", "$.consent"),
+    ("no consent to nothing", SHY, "missing_field", "master_id"),
     ("not an object", 7, "bad_value", "object"),
     ("null", None, "bad_value", "object"),
 ]
@@ -183,6 +222,13 @@ def test_edges_that_are_good() -> None:
         change(stock=2**31 - 1),
         {**CATALOG, "price": 0.01},
         {**change(stock=7), "price": 1e12},
+        LISTED,
+        listed(offers=[]),
+        {**LISTED, "master_id": "kettle", "category_id": "anything"},
+        {**VIEW, "user_id": "anonymous"},
+        {**VIEW, "consent": False},
+        {**without(VIEW, "user_id"), "consent": False},
+        {**VIEW, "user_id": ANONYMOUS, "consent": False},
     ]
     events, refused = decode_events(json.dumps(edges).encode(), NOW)
     assert len(events) == len(edges) and not refused
@@ -254,7 +300,8 @@ def test_what_is_sent_is_what_is_read(events: list[Event]) -> None:
 def test_schema_agrees_with_the_door() -> None:
     validator = jsonschema.Draft202012Validator(event_schema())
     validator.check_schema(event_schema())
-    for event in (VIEW, ORDER, PROMO, change(stock=1), {**VIEW, "session_id": None}):
+    shy = {**without(VIEW, "user_id"), "consent": False}
+    for event in (VIEW, ORDER, PROMO, change(stock=1), LISTED, shy, {**VIEW, "session_id": None}):
         assert validator.is_valid(event)
     beyond = {
         "bad_id",
@@ -273,6 +320,8 @@ def test_log_reader_refuses_what_is_no_event() -> None:
         decode_event(b'{"hello": 1}')
     with pytest.raises(DataError):
         decode_event(b"\xff")
+    with pytest.raises(DataError, match="not a shop event: product kettle"):
+        decode_event(json.dumps(listed(title="")).encode())
 
 
 @pytest.mark.parametrize("boost", [float("nan"), float("inf"), -1.0])
@@ -299,7 +348,48 @@ def test_catalog_change_made_in_python_is_checked_too() -> None:
 
 def test_updates_share_a_channel() -> None:
     for update in (
+        Listing(Product("kettle", "Kettle", "kettles", (Offer("K1", "Hearth & Co", 39.0, 4.2, 3),)), NOW),
         Promo("P", boost=2.0, version=NOW),
         RankedList("cat:co_view", "a", (("b", 1.0),), NOW, as_of=3),
     ):
         assert msgspec.json.decode(msgspec.json.encode(update), type=Update) == update
+
+
+def test_a_product_is_stated_whole() -> None:
+    (event,), refused = decode_events(json.dumps(LISTED).encode(), NOW)
+    listing = listing_of(event)
+    assert not refused and msgspec.to_builtins(listing.product) == {**KETTLE, "offers": (OFFER,)}
+    assert listing.version == NOW and (topic_of(event), key_of(event)) == ("shop.catalog", "kettle")
+    with pytest.raises(InputError, match="changes no offer"):
+        change_of(event)
+    with pytest.raises(InputError, match="states no product"):
+        listing_of(Event(event_id="e", type="catalog", ts=NOW, pid="P", price=1.0))
+
+
+NO_CONSENT = st.fixed_dictionaries(
+    {"type": st.sampled_from(["view", "cart"]), "event_id": ids, "consent": st.just(False)},
+    optional={"user_id": ids | st.just(ANONYMOUS + "x"), "session_id": ids},
+)
+
+
+@given(st.lists(NO_CONSENT, max_size=6))
+def test_without_consent_no_user_gets_past_the_door(items: list[dict[str, Any]]) -> None:
+    body = json.dumps([{**item, "ts": NOW, "master_id": "M1"} for item in items]).encode()
+    events, refused = decode_events(body, NOW)
+    assert not refused and all(is_anonymous(e.user_id) and not e.consent for e in events)
+    for item, event in zip(items, events, strict=True):
+        named = Event(**{**item, "ts": NOW, "master_id": "M1", "user_id": "somebody else"})
+        assert is_anonymous(item.get("user_id")) or event == anonymous(named), "the user changes nothing"
+        assert decode_events(encode_event(event), NOW) == ([event], []), "a log may be read in again"
+
+
+def test_a_pseudonym_keeps_a_visit_together_and_no_more() -> None:
+    def who(**fields: Any) -> Event:
+        return decode_events(json.dumps({**VIEW, "consent": False, **fields}).encode(), NOW)[0][0]
+
+    first, second = who(session_id="s1"), who(session_id="s1", event_id="e9", user_id="u2")
+    assert first.user_id == second.user_id == first.session_id and len(first.user_id or "") <= 64
+    assert who(session_id="s2").user_id != first.user_id != who(event_id="s1").user_id
+    assert who().user_id != who(event_id="e9").user_id and who().session_id is None
+    promo = anonymous(Event(event_id="p", type="promo", ts=NOW, pid="P", user_id="u1", consent=False))
+    assert promo.user_id is None

@@ -15,7 +15,7 @@ from voxrec.errors import ConfigError
 from voxrec.recs.bestsellers import BESTSELLERS, BestsellerConfig, bestsellers
 from voxrec.recs.coview import COVIEW, CoviewConfig, Fold, coview_at
 from voxrec.recs.events import Event, RankedList
-from voxrec.recs.interests import DAY_MS, INTERESTS, InterestConfig
+from voxrec.recs.interests import DAY_MS, INTERESTS, InterestConfig, erase
 
 MINUTE = 60_000
 START = 19_700 * DAY_MS  # aligned to every slot
@@ -25,7 +25,7 @@ FOLDS = [COVIEW, BESTSELLERS, INTERESTS]
 CONFIGS: dict[str, Any] = {
     "coview": CoviewConfig(widest=3),
     "bestsellers": BestsellerConfig(top=1),
-    "interests": InterestConfig(views=4, cats_read=2, orders=3),
+    "interests": InterestConfig(views=4, cats_read=2, orders=3, impressions=6),
 }
 
 Key = tuple[str, str]
@@ -39,7 +39,7 @@ def shop_events(draw: st.DrawFn, span_ms: int = 240 * MINUTE) -> list[Event]:
     grid_ms = span_ms // 48
     rows = st.tuples(
         st.builds(lambda n, off: max(0, n * grid_ms + off), st.integers(0, 48), st.integers(-1, 1)),
-        st.sampled_from(["view", "view", "view", "cart", "order", "rec_viewed"]),
+        st.sampled_from(["view", "view", "view", "cart", "order", "rec_viewed", "rec_viewed", "rec_clicked"]),
         st.integers(0, 1),
         st.integers(0, 11),
         st.integers(1, 3),
@@ -53,7 +53,7 @@ def shop_events(draw: st.DrawFn, span_ms: int = 240 * MINUTE) -> list[Event]:
             ts=START + ts,
             user_id=f"u{user}",
             master_id=f"m{master}",
-            rec_id="r" if kind == "rec_viewed" else None,
+            rec_id="r" if kind.startswith("rec_") else None,
             qty=qty if kind == "order" else None,
         )
         for n, (ts, kind, user, master, qty) in enumerate(picked)
@@ -146,6 +146,26 @@ def interest_reference(events: list[Event], now_ms: int, config: InterestConfig)
         kept = [(m, ts) for m, ts in entries.items() if ts > newest - keep_ms and newest > now_ms - keep_ms]
         lists[kind, user] = tuple(sorted(kept, key=lambda item: (-item[1], item[0]))[: most[kind]])
     return lists
+
+
+def impressions_reference(events: list[Event], now_ms: int, config: InterestConfig) -> dict[Key, tuple]:
+    "Of each shopper's newest few events of this kind: how often each was shown after its last click."
+    lists, keep_ms = {}, config.ttl_days * DAY_MS
+    for user in {str(e.user_id) for e in events}:
+        all_of_them = {
+            (e.ts, e.type == "rec_clicked", str(e.master_id))
+            for e in events
+            if e.user_id == user and e.type in ("rec_viewed", "rec_clicked")
+        }
+        entries = sorted(all_of_them, key=lambda e: (e[0], e[2], e[1]))[-config.impressions :]
+        kept = [e for e in entries if e[0] > entries[-1][0] - keep_ms and entries[-1][0] > now_ms - keep_ms]
+        counts = defaultdict(float)
+        for ts, click, master in kept:
+            clicks = [t for t, c, m in kept if c and m == master]
+            if not click and ts > max(clicks, default=0):
+                counts[master] += 1
+        lists["user:impressions", user] = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return {key: items for key, items in lists.items() if items}
 
 
 # -- each fold equals its definition
@@ -250,8 +270,29 @@ def test_interests_in_any_order_and_with_doubles(
     events, arrived = drawn
     now = max((e.ts for e in events), default=START) + later_days * DAY_MS
     _, outputs = run(INTERESTS, INTERESTS.state(), [*arrived, max(START, now - 9 * DAY_MS), now])
-    shown = {key: ranked.items for key, ranked in latest(outputs).items()}
-    assert shown == interest_reference(events, now, CONFIGS["interests"])
+    told = {key: ranked.items for key, ranked in latest(outputs).items()}
+    impressions = {key: told.pop(key) for key in list(told) if key[0] == "user:impressions"}
+    assert told == interest_reference(events, now, CONFIGS["interests"])
+    impressions = {key: items for key, items in impressions.items() if items}
+    assert impressions == impressions_reference(events, now, CONFIGS["interests"])
+
+
+@many
+@given(drawn=calls(span_ms=10 * DAY_MS), cut=st.integers(0, 40))
+def test_an_erased_shopper_is_as_one_who_never_was(drawn: list[Call], cut: int) -> None:
+    "And the others' lists are the same, to the version."
+    state, before = run(INTERESTS, INTERESTS.state(), drawn[:cut])
+    state, after = run(INTERESTS, erase(state, "u0"), drawn[cut:])
+    _, others = run(INTERESTS, INTERESTS.state(), drawn)
+    assert [r for lists in before + after for r in lists if r.id == "u1"] == [
+        r for lists in others for r in lists if r.id == "u1"
+    ]
+    late = [call for call in drawn[cut:] if isinstance(call, Event)]
+    told = latest(after)
+    times = {(kind, ts) for kind in ("view", "order") for e in late if e.type == kind for ts in [e.ts]}
+    for kind in ("view", "order"):
+        items = told.get((f"user:{kind}s", "u0"), RankedList(kind="", id="", items=(), version=0)).items
+        assert all((kind, ts) in times for _, ts in items)
 
 
 # -- what all three have in common

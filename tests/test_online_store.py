@@ -10,10 +10,23 @@ from typing import Any
 
 import pytest
 
-from voxrec.errors import ConfigError, TimedOut, Unavailable
+from voxrec.errors import ConfigError, DataError, InputError, TimedOut, Unavailable
 from voxrec.jobs.writer import Writer, refill
-from voxrec.recs.events import Promo, RankedList, Update
-from voxrec.stores.redis import Mirror, OnlineStore, connect, embedded_server, in_order, name_of, open_client
+from voxrec.recs.candidates import Shopper
+from voxrec.recs.events import Listing, Offer, Product, Promo, RankedList, Update
+from voxrec.stores.redis import (
+    HISTORY,
+    SHARED,
+    Mirror,
+    OnlineStore,
+    Write,
+    _replaced,
+    connect,
+    embedded_server,
+    in_order,
+    name_of,
+    open_client,
+)
 
 pytestmark = pytest.mark.anyio
 T0 = 1_700_000_000_000
@@ -126,7 +139,7 @@ async def test_promos_come_back_as_they_went(stores: Connect) -> None:
         Promo(pid="P3:{x}", out_of_stock=True, version=T0 + 1),
     ]
     for promo in made:
-        assert await store.put_promo(promo)
+        assert await store.put(promo)
     assert sorted([p async for p in store.promos()], key=lambda p: p.pid) == made
 
 
@@ -156,8 +169,8 @@ async def test_an_older_version_is_dropped(stores: Connect) -> None:
     assert await store.put(listed("tea", version=6))
     assert await all_lists(store) == [listed("tea", version=6)]
 
-    assert await store.put_promo(Promo(pid="P", boost=2, version=5))
-    assert not await store.put_promo(Promo(pid="P", version=4))
+    assert await store.put(Promo(pid="P", boost=2, version=5))
+    assert not await store.put(Promo(pid="P", version=4))
     assert [p async for p in store.promos()] == [Promo(pid="P", boost=2, version=5)]
 
 
@@ -168,7 +181,7 @@ async def test_concurrent_writers(stores: Connect) -> None:
     async def write(store: OnlineStore, seed: int) -> None:
         for version in random.Random(seed).sample(range(1, 26), 25):
             await store.put(listed("tea", (f"M{version}", version), version=version))
-            await store.put_promo(Promo(pid="P", boost=version, version=version))
+            await store.put(Promo(pid="P", boost=version, version=version))
 
     async with stores().changes() as changes:
         await asyncio.gather(*(write(store, seed) for seed, store in enumerate(writers)))
@@ -184,6 +197,114 @@ async def test_concurrent_writers(stores: Connect) -> None:
     assert [p.version async for p in writers[0].promos()] == [25]
 
 
+def product(n: int, version: int = T0) -> Listing:
+    offers = tuple(Offer(f"P{n}-{k}", "Fjell & Søn", 9.5 + k, 4.5, k) for k in range(n % 3))
+    return Listing(Product(f"M{n}", f"Kettle {n} é茶", "kettles", offers), version)
+
+
+async def test_listings_come_back_as_they_went(stores: Connect) -> None:
+    store = stores()
+    made = [product(n) for n in range(450)]
+    assert all(await store.put_many(made[:400])) and all([await store.put(p) for p in made[400:]])
+    assert sorted([p async for p in store.listings()], key=name_of) == sorted(made, key=name_of)
+    assert await store.put_many([product(1, T0 - 1), product(2, T0 + 1)]) == [False, True]
+    assert {p.product.master_id: p.version async for p in store.listings()}["M2"] == T0 + 1
+
+
+async def test_many_at_once_are_as_one_by_one(stores: Connect) -> None:
+    "Values of all kinds, some of them older than others or of one name, in batches of any size."
+    rng, one, many = random.Random(3), stores("one:"), stores("many:")
+    made: list[Update] = []
+    for n in range(300):
+        version, name = rng.randrange(1, 40), f"N{rng.randrange(12)}"
+        kind = rng.choice(["cat:co_view", "user:views", "promo", "product"])
+        if kind == "promo":
+            made.append(Promo(pid=name, boost=n / 100, version=version))
+        elif kind == "product":
+            made.append(product(rng.randrange(12), version))
+        else:
+            made.append(listed(name, (f"M{n}", n), version=version, kind=kind, as_of=rng.randrange(2)))
+    for value in made:
+        await one.put(value)
+    rest = made
+    while rest:
+        size = rng.randrange(1, 40)
+        written = await many.put_many(rest[:size])
+        names = [name_of(value) for value in rest[:size]]
+        for n, name in enumerate(names):  # at most one of a name is written, no older one than the others
+            assert not written[n] or written[n + 1 :].count(True) == sum(
+                w for w, other in zip(written[n + 1 :], names[n + 1 :], strict=True) if other != name
+            )
+        rest = rest[size:]
+    for kind in SHARED:
+        assert await all_lists(many, kind) == await all_lists(one, kind)
+    for n in range(12):
+        assert (await many.shopper(f"N{n}")) == (await one.shopper(f"N{n}"))
+    for read in ("promos", "listings"):
+        found = [
+            sorted([value async for value in getattr(store, read)()], key=name_of) for store in (one, many)
+        ]
+        assert found[0] == found[1] and found[0]
+    assert await many.put_many([]) == []
+
+
+async def test_one_bad_value_and_nothing_is_written(stores: Connect, engine: dict[str, Any]) -> None:
+    store, raw = stores(), open_client(engine.get("url"), engine.get("server"))[0]
+    good = listed("tea", ("M1", 1.0))
+    for bad in (listed("x", ("M1", float("nan"))), listed("", ("M1", 1.0)), Promo(pid="")):
+        with pytest.raises(InputError):
+            await store.put_many([good, bad])
+    key = store.keys.about(store.keys.ranked("cat:bestsellers", "mugs"))
+    await raw.set(key, "somebody else's")
+    with pytest.raises(DataError):
+        await store.put_many([good, listed("mugs", ("M1", 1.0))])
+    assert await all_lists(store) == []
+    await raw.delete(key)
+    assert await store.put_many([good, listed("mugs", ("M1", 1.0))]) == [True, True]
+    await raw.aclose()
+
+
+async def test_batches_that_fight_for_the_same_names(stores: Connect) -> None:
+    "Four writers, each with all names in batches, all at once: every name ends with its newest."
+    writers, names = [stores() for _ in range(4)], [f"c{n}" for n in range(8)]
+
+    async def write(store: OnlineStore, seed: int) -> None:
+        rng = random.Random(seed)
+        for version in rng.sample(range(1, 13), 12):
+            batch = [listed(name, (f"M{version}", version), version=version) for name in names]
+            rng.shuffle(batch)
+            await store.put_many(batch)
+
+    await asyncio.gather(*(write(store, seed) for seed, store in enumerate(writers)))
+    assert [r.version for r in await all_lists(writers[0])] == [12] * 8
+
+
+async def test_forgetting(stores: Connect, engine: dict[str, Any], prefix: str) -> None:
+    "Everything under the user's name goes, and nothing of another's."
+    store, raw = stores(), open_client(engine.get("url"), engine.get("server"))[0]
+    kept = [listed("4", (f"M{kind}", 3.0), kind=kind) for kind in HISTORY]
+    await store.put_many([*kept, *(listed("42", ("M1", 3.0), kind=kind, ttl_s=60) for kind in HISTORY)])
+    assert len([key async for key in raw.scan_iter(match=f"{prefix}*{{42}}*")]) == 8
+    await store.forget("42")
+    await store.forget("nobody")
+    assert not [key async for key in raw.scan_iter(match=f"{prefix}*{{42}}*")]
+    assert await store.shopper("42") == Shopper("42")
+    assert (await store.shopper("4")).impressions == [("Muser:impressions", 3.0)]
+    assert await store.put(listed("42", ("M2", 1.0), kind="user:views", version=1))  # no version is left
+    await raw.aclose()
+
+
+async def test_what_was_written_until_when(stores: Connect) -> None:
+    store = stores()
+    await store.mark_written(T0)
+    assert await store.written_until() is None  # never filled
+    await store.begin_refill()
+    await store.mark_written(T0)
+    assert await store.end_refill() and await store.written_until() == 0
+    await store.mark_written(T0)
+    assert await store.written_until() == T0 and await store.is_filled()
+
+
 async def test_readers_see_whole_lists(stores: Connect) -> None:
     "Long and short lists take turns; a reader never sees parts of two, nor a list with the other's version."
     writer, reader, done = stores(), stores(), False
@@ -196,6 +317,8 @@ async def test_readers_see_whole_lists(stores: Connect) -> None:
             items = long if version % 2 else short
             await writer.put(listed("tea", *items, version=version))
             await writer.put(listed("42", *items[:20], kind="user:views", version=version))
+            for _ in range(version % 3):
+                await asyncio.sleep(0)  # the embedded Redis never waits
         done = True
 
     task, seen = asyncio.create_task(write()), set()
@@ -204,6 +327,7 @@ async def test_readers_see_whole_lists(stores: Connect) -> None:
             assert ranked.items == in_order(long if ranked.version % 2 else short)
             seen.add(len(ranked.items))
         views = [member for member, _ in (await reader.shopper("42")).views]
+        await asyncio.sleep(0)
         assert views in ([], [m for m, _ in in_order(long[:20])], [m for m, _ in in_order(short)])
     await task
     assert seen == {120, 7}
@@ -221,7 +345,7 @@ async def test_changes_carry_values(stores: Connect) -> None:
         await writer.put(made[0])
         await writer.put(listed("tea", ("M9", 9.0), version=T0 - 1))
         await writer.put(listed("42", ("M1", T0), kind="user:views"))
-        await writer.put_promo(made[1])
+        await writer.put(made[1])
         await writer.put(made[2])
         assert [await anext(changes) for _ in range(4)] == [*made, None]  # and then it is quiet
 
@@ -231,7 +355,7 @@ async def test_prefixes_do_not_meet(stores: Connect) -> None:
     async with theirs.changes(quiet_s=0.2) as changes:
         await ours.put(listed("tea", ("M1", 1.0)))
         await ours.put(listed("42", ("M1", T0), kind="user:views"))
-        await ours.put_promo(Promo(pid="P"))
+        await ours.put(Promo(pid="P"))
         await ours.begin_refill()
         assert await ours.end_refill()
         assert await anext(changes) is None
@@ -271,9 +395,11 @@ async def test_a_cancelled_read_leaves_nothing_for_the_next(stores: Connect) -> 
 async def test_mirror_loads_follows_and_finds_what_was_lost(stores: Connect, engine: dict[str, Any]) -> None:
     writer, raw = stores(), open_client(engine.get("url"), engine.get("server"))[0]
     await writer.put(listed("tea", ("M1", 1.0)))
-    await writer.put_promo(Promo(pid="P", version=1))
+    await writer.put(Promo(pid="P", version=1))
+    await writer.put(product(7))
     async with mirroring(stores(), resync_s=0.3) as (mirror, board):
-        assert sorted(board) == [("cat:bestsellers", "tea"), ("promo", "P")]
+        first = [("product", "M7"), ("cat:bestsellers", "tea"), ("promo", "P")]
+        assert list(board) == first  # products first: what follows may name them
         await writer.put(listed("mugs", ("M2", 2.0), kind="cat:co_view"))
         await until(lambda: ("cat:co_view", "mugs") in board)
         assert mirror.missed == 0
@@ -288,7 +414,7 @@ async def test_mirror_loads_follows_and_finds_what_was_lost(stores: Connect, eng
         await raw.delete(*[key async for key in raw.scan_iter(match=writer.keys.prefix + "*")])
         applied = mirror.applied
         await asyncio.sleep(0.8)
-        assert len(board) == 3 and mirror.applied == applied  # an emptied cache empties no server
+        assert len(board) == 4 and mirror.applied == applied  # an emptied cache empties no server
     await raw.aclose()
 
 
@@ -350,7 +476,7 @@ async def test_a_paused_server_is_a_timeout_in_the_stated_time(real: Connect, re
                 await within(0.3, each.ping())
                 await within(0.3, each.shopper("42"))
                 await within(0.3, each.put(listed("tea")))
-                await within(0.3, each.put_promo(Promo(pid="P")))
+                await within(0.3, each.put(Promo(pid="P")))
                 await within(0.3, anext(each.lists("cat:bestsellers")))
                 await within(0.3, each.is_filled())
             await within(0.5, anext(changes))
@@ -369,15 +495,22 @@ async def test_a_pause_between_watch_and_exec(real: Connect, redis_server: Any) 
     store = real(timeout_s=0.3)
     await store.ping()
 
+    class Pausing(list[Any]):
+        "A value's commands; the server stops when they are about to be sent."
+
+        def __iter__(self) -> Iterator[Any]:
+            redis_server.pause()
+            return super().__iter__()
+
     async def put_slowly() -> None:
-        async with store._told():
-            await store._replace("watched", (1, 0), lambda pipe: (redis_server.pause(), pipe.ping()))
+        async with store._told(), store._line() as line:
+            await _replaced(line, [Write("watched", (1, 0), Pausing([("PING",)]))])
 
     try:
         await within(0.3, put_slowly())
     finally:
         redis_server.resume()
-    assert await store.put_promo(Promo(pid="P"))
+    assert await store.put(Promo(pid="P"))
 
 
 @pytest.mark.redis
@@ -412,7 +545,7 @@ async def test_a_mirror_notices_a_paused_server(real: Connect, redis_server: Any
         finally:
             redis_server.resume()
         await until(lambda: mirror.connected)
-        await real().put_promo(Promo(pid="P"))
+        await real().put(Promo(pid="P"))
         await until(lambda: ("promo", "P") in board)
 
 
@@ -423,7 +556,7 @@ async def test_a_mirror_whose_connection_was_cut(real: Connect) -> None:
     async with mirroring(real(), resync_s=60) as (mirror, board):
         for version in range(1, 4):
             await store._client.client_kill_filter(_type="pubsub")
-            await store.put_promo(Promo(pid="P", version=version))
+            await store.put(Promo(pid="P", version=version))
             await until(lambda v=version: ("promo", "P") in board and board["promo", "P"].version == v)
         assert mirror.missed >= 1
 

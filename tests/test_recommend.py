@@ -1,5 +1,6 @@
 "A recommendation against a plain-Python reference over random shops; what an answer may never hold."
 
+import math
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,12 +24,15 @@ from voxrec.recs.candidates import (
     Shelf,
     Shopper,
     gather,
+    names_of,
+    next_items,
+    numbers_of,
     one_list,
     plain_gather,
     resolve,
 )
-from voxrec.recs.catalog import Catalog, Offer, Product, static_order
-from voxrec.recs.events import Promo, RankedList
+from voxrec.recs.catalog import Catalog, product_at, static_order
+from voxrec.recs.events import Offer, Product, Promo, RankedList
 from voxrec.recs.interests import InterestConfig, category_weights
 from voxrec.recs.relations import Relations
 from voxrec.recs.rerank import (
@@ -186,14 +190,22 @@ def plain_sources(case: Case, most: int, related: int) -> dict[str, list[tuple[s
     return {
         "semantic": [
             (m, packed(s) * (1 / place))
-            for place, anchor in enumerate(anchors, 1)
+            for place, anchor in enumerate(anchors[: module.ANCHORS], 1)
             for m, s in case.semantic[anchor][: -(-most // place)]
         ],
-        "co_view": [(m, s * w) for c, w in strongest for m, s in sells[c]],
-        "best_sellers": [(m, s * w) for c, w in mine for m, s in sells[c]],
+        "co_view": plain_heads(sells, strongest),
+        "best_sellers": plain_heads(sells, mine),
         "sessions": [(names[i], float(s)) for i, s in voted] if clicks else [],
         "catalogue": [(m, 1 + rating[m] + 6 * (category_of[m] == page)) for m in head],
     }
+
+
+def plain_heads(
+    sells: dict[str, list[tuple[str, float]]], rows: list[tuple[str, float]]
+) -> list[tuple[str, float]]:
+    "Of each category as much of its list as its weight is of the largest."
+    most = max((w for _, w in rows), default=1.0)
+    return [(m, s * w) for c, w in rows for m, s in sells[c][: math.ceil(len(sells[c]) * (w / most))]]
 
 
 def plain_ratings(case: Case) -> dict[str, float]:
@@ -213,9 +225,10 @@ def plain_candidates(case: Case, most: int, related: int) -> dict[str, list[tupl
     "Master -> its (source, weighted part), best first."
     sources = plain_sources(case, most, related)
     parts: dict[str, list[tuple[str, float]]] = {}
+    named = {m for name in ARMS[case.arm] if name != "catalogue" for m, _ in sources[name]}
     for name, weight in ARMS[case.arm].items():
         total: dict[str, float] = {}
-        for m, score in sources[name]:
+        for m, score in sources[name] if name != "catalogue" or len(named) < most else ():
             total[m] = total.get(m, 0) + score
         for m, score in total.items() if any(total.values()) else ():
             parts.setdefault(m, []).append((name, score * (weight / max(total.values()))))
@@ -287,7 +300,7 @@ def test_the_answer_is_the_plain_one(case):
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_the_bounds_cut_as_stated(case):
-    with patch.multiple(module, MOST=3, RELATED=2, INTERESTS=InterestConfig(cats_read=2)):
+    with patch.multiple(module, MOST=3, RELATED=2, ANCHORS=2, INTERESTS=InterestConfig(cats_read=2)):
         assert msgspec.to_builtins(case.answer().items) == plain_items(case, most=3, related=2)
 
 
@@ -507,6 +520,143 @@ SHOP = [
     Product(f"M{i}", f"M{i}", f"C{i % 4}", (Offer(f"P{i}", "x", 1.0 + i, (i % 11) / 2, i % 7),))
     for i in range(200)
 ]
+
+
+def padded(relations: Relations, n: int) -> Relations:
+    "Relations that know `n` masters, the new ones without neighbours."
+    end = np.full(n - len(relations), relations.start[-1])
+    return Relations.packed(
+        np.concatenate([relations.start, end]), relations.index, relations.score, relations.step
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_shop_that_grows_is_the_shop_built_at_once(seed):
+    rng = random.Random(seed)
+    whole, _ = random_shop(rng)
+    products = [product_at(whole.catalog, i) for i in range(len(whole.catalog))]
+    n, old = len(products), rng.randint(1, len(products))
+    rows = [rng.sample(range(old), rng.randint(0, min(old, 9))) for _ in range(old)]
+    near = Relations(
+        np.cumsum([0, *map(len, rows)]), [m for row in rows for m in row], [0.5] * sum(map(len, rows))
+    )
+    clicks = np.array([(s, rng.randrange(old), t) for s in range(40) for t in range(3)]).T
+    catalog = Catalog(products[:old])
+    shelf, book = Shelf(catalog, near, build(*clicks, n_items=old, m=20)), PromoBook(catalog)
+    sold = tuple((p.master_id, 1.0 + i) for i, p in enumerate(products))
+    lists = [RankedList(kind="cat:bestsellers", id=c, items=sold[::3], version=1) for c in ("C1", "C5")]
+    lists += [
+        RankedList(kind="cat:co_view", id=f"C{i}", items=(("C5", 2.0), ("C1", 1.0)), version=1)
+        for i in range(8)
+    ]
+    pids = [offer.pid for product in products for offer in product.offers]
+    promos = [Promo(pid, rng.choice([0.5, 1.5]), 1.0, rng.random() < 0.3) for pid in pids[::2]]
+    for product in products[old:]:
+        catalog.upsert(product)
+        visit = random_visit(rng, shelf)
+        found = gather(query := resolve(shelf, *visit, NOW), "blend")
+        assert same(found, plain_gather(query, "blend"))
+        ranked = rerank(found, book, visit[1].widget, NOW, visit[1].k)
+        assert all(catalog.stock[ranked.offers] > 0)
+    assert shelf.refresh() == (old < n)
+    later = Shelf(Catalog(products), padded(near, n), build(*clicks, n_items=n, m=20))
+    anew = PromoBook(later.catalog)
+    for some, promo_book in ((shelf, book), (later, anew)):
+        assert all([*map(some.apply, lists), *map(promo_book.apply, promos)]) or n < 60
+    for _ in range(30):
+        visit = random_visit(rng, later)
+        assert recommend(shelf, book, *visit, "blend", NOW) == recommend(later, anew, *visit, "blend", NOW)
+
+
+def test_a_new_product_of_a_new_category_is_shown_at_once_and_so_is_its_promotion():
+    catalog = Catalog(SHOP)
+    shelf, book = Shelf(catalog), PromoBook(catalog)
+    catalog.upsert(Product("N", "N", "new", (Offer("PN", "x", 1.0, 0.0, 5),)))
+    shelf.apply(RankedList(kind="cat:bestsellers", id="new", items=(("N", 3.0),), version=1))
+    assert book.apply(Promo("PN", flash_sale=True, version=1))
+    for request in (Request("U"), Request("U", category_id="new"), Request("U", "M1")):
+        first = recommend(shelf, book, Shopper("U"), request, "seed", NOW).items[0]
+        assert (first.master_id, first.rules) == ("N", ["flash sale +2.0"])
+    assert recommend(
+        shelf, book, Shopper("U"), Request("U", "N"), "seed", NOW
+    ).items  # nothing is like it yet
+
+
+def test_relations_and_sessions_of_more_masters_than_the_catalogue_are_refused():
+    shelf = Shelf(Catalog(SHOP))
+    for more in ({"semantic": Relations.none(201)}, {"sessions": build([], [], [], n_items=201)}):
+        with pytest.raises(DataError):
+            shelf.use(**more)
+        with pytest.raises(DataError):
+            Shelf(Catalog(SHOP), **more)
+    shelf.use(Relations.none(3), build([], [], [], n_items=3, m=9))
+    assert (len(shelf.semantic), shelf.sessions.n_items, shelf.session_config.m) == (3, 3, 9)
+    shelf.use(semantic=Relations.none(4))
+    assert (len(shelf.semantic), shelf.sessions.n_items) == (4, 3)
+
+
+def test_ratings_are_made_anew_beside_a_catalogue_that_grows():
+    catalog = Catalog(SHOP)
+    shelf = Shelf(catalog)
+    with ThreadPoolExecutor(1) as pool:
+        ready = [pool.submit(shelf.refresh) for _ in range(200)]
+        for i in range(200, 700):
+            catalog.upsert(Product(f"M{i}", "M", f"C{i % 9}", (Offer(f"P{i}", "x", 1.0, 4.0, 1),)))
+        assert {done.result() for done in ready} <= {True, False}
+    shelf.refresh()
+    assert (
+        shelf.rated.rating == Shelf(Catalog(product_at(catalog, i) for i in range(700))).rated.rating
+    ).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_without_consent_everybody_is_a_stranger(case):
+    shelf, book = case.built()
+    request = msgspec.structs.replace(case.request, consent=False)
+    stranger = recommend(shelf, book, Shopper("U"), case.request, case.arm, NOW)
+    assert recommend(shelf, book, case.shopper, request, case.arm, NOW) == stranger
+
+
+ANY_ID = st.text(min_size=0, max_size=20) | st.sampled_from(["a\0b", "\0", "é", "日本", "\ud800", "x" * 64])
+
+
+@given(
+    st.lists(ANY_ID.filter(lambda id: 0 < len(id.encode("utf-8", "surrogatepass")) <= 64)), st.lists(ANY_ID)
+)
+def test_ids_looked_up_together_are_those_looked_up_alone(known, asked):
+    known = [id for id in dict.fromkeys(known) if id.isprintable() or "\0" in id]
+    index = Catalog(Product(id, "x", "c") for id in known).index
+    asked = [*asked, *known]
+    assert numbers_of(index, asked).tolist() == [known.index(id) if id in known else -1 for id in asked]
+    numbers = numbers_of(index, known[::-1])
+    assert names_of(index.names, numbers) == known[::-1]
+
+
+def test_a_source_may_name_everything(monkeypatch):
+    n = 30_000
+    catalog = Catalog(
+        Product(f"M{i}", f"M{i}", f"C{i % 7}", (Offer(f"P{i}", "x", 1.0, 4.0, 1),)) for i in range(n)
+    )
+    shelf = Shelf(catalog)
+    monkeypatch.setitem(SOURCES, "all", lambda query: one_list(np.arange(n)[::-1], np.arange(n) % 97))
+    monkeypatch.setitem(ARMS, "all", {"best_sellers": 0.5, "all": 1.0, "catalogue": 1e-6})
+    for _ in range(2):
+        query = resolve(shelf, Shopper("U"), Request("U", exclude=["M96", "M?"]), NOW)
+        assert same(gather(query, "all"), plain_gather(query, "all"))
+        assert same(gather(query, "seed"), plain_gather(query, "seed"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.lists(MASTER, max_size=5))
+def test_next_items_are_the_sessions_votes(case, clicked):
+    shelf, _ = case.built()
+    index = {m: i for i, m in enumerate(shelf.catalog.master_ids)}
+    numbers = [index.get(m, 100 + i) for i, m in enumerate(clicked)]
+    ids, scores = predict(shelf.sessions, numbers, 4, KNN)
+    assert next_items(shelf, clicked, 4) == ([shelf.catalog.master_ids[int(i)] for i in ids], scores.tolist())
+
+
 UPDATES = st.permutations([(pid, version) for pid in ("P1", "P2", "P?") for version in (1, 2, 3)])
 
 
@@ -518,7 +668,7 @@ def test_the_newest_promo_and_list_win_in_any_order(updates):
         book.apply(Promo(pid, boost=float(version), version=version))
         for kind, items in (("cat:co_view", ("C1", version)), ("cat:bestsellers", ("M5", version))):
             shelf.apply(RankedList(kind=kind, id="C0", items=(items,), version=version))
-    boost = book.promos["boost"]
+    boost = book.promos["boost"][: len(SHOP)]
     assert boost[[1, 2]].tolist() == [3, 3] and boost.sum() == len(SHOP) + 4 and book.unknown == 3
     assert shelf.co_view.of(0) == [(1, 1.0)] and shelf.bestsellers.of(0) == [(5, 3.0)]
 

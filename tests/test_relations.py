@@ -19,6 +19,8 @@ from hypothesis.extra import numpy as hnp
 
 import voxrec.recs.relations as module
 from voxrec.errors import DataError, InputError, NotFound, Unavailable, VoxrecError
+from voxrec.recs.catalog import Catalog
+from voxrec.recs.events import Product
 from voxrec.recs.relations import (
     STEPS,
     Live,
@@ -26,6 +28,8 @@ from voxrec.recs.relations import (
     SnapshotReader,
     SnapshotStore,
     append_rows,
+    built_on,
+    fits,
     pack_text,
     quantise,
     relations_in,
@@ -67,7 +71,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, arrays: dict[str, np.n
 @given(hnp.arrays("f4", hnp.array_shapes(max_dims=1), elements=st.floats(0, 2.0**20, width=32)))
 def test_a_score_is_wrong_by_half_a_step_at_most(scores: np.ndarray) -> None:
     relations = Relations([0, len(scores)], np.zeros(len(scores), int), scores)
-    bound = relations.step / 2 + 1e-6 * scores  # and what float32 rounds
+    bound = relations.step / 2 + 1e-6 * scores + 2e-45  # and what float32 rounds
     assert (np.abs(relations.of(0)[1] - scores) <= bound).all()
     order = np.argsort(-scores, kind="stable")
     assert (np.diff(quantise(scores[order], relations.step).astype(int)) <= 0).all()
@@ -446,3 +450,66 @@ def test_the_format_is_what_it_says(published: SnapshotStore) -> None:
     folder = published.root("k") / "v00000001"
     assert np.load(folder / "score.npy").tolist() == three()["score"].tolist()
     assert json.loads((folder / "snapshot.json").read_text().splitlines()[0])["kind"] == "k"
+
+
+@pytest.mark.parametrize(
+    ("meta", "told"),
+    [
+        (lambda c: {}, "does not say"),
+        (lambda c: {"catalog": 3}, "does not say"),
+        (lambda c: {"catalog": {"masters": "3"}}, "does not say"),
+        (lambda c: {"catalog": {"masters": -1, "digest": c.digest(1)}}, "another catalogue"),
+        (lambda c: {"catalog": {"masters": 3}}, "another catalogue"),
+        (lambda c: {"catalog": {"masters": 2, "digest": c.digest(3)}}, "another catalogue"),
+        (lambda c: {"catalog": {"masters": 4, "digest": c.digest(3)}}, "on 4 masters, here are 3"),
+    ],
+)
+def test_a_snapshot_of_another_catalogue_is_refused(
+    tmp_path: Path, meta: Callable[[Catalog], dict], told: str
+) -> None:
+    catalog = Catalog(Product(f"M{i}", "Thing", "C") for i in range(3))
+    store = SnapshotStore(tmp_path)
+    live = Live(store, "k", lambda s: fits(s, catalog), 0)
+    store.publish("k", {"a": np.zeros(1)}, built_on(catalog, 2))
+    assert live.refresh() and live.value == 2
+    store.publish("k", {"a": np.zeros(1)}, meta(catalog))
+    assert not live.refresh() and told in str(live.error) and live.value == 2
+
+
+def test_what_did_not_fit_is_tried_again_with_a_new_catalogue(tmp_path: Path) -> None:
+    catalog = Catalog([Product("M0", "Thing", "C")])
+    newer = Catalog(Product(f"M{i}", "Thing", "C") for i in range(3))
+    store = SnapshotStore(tmp_path)
+    live = Live(store, "k", lambda s: fits(s, catalog), 0)
+    store.publish("k", {"a": np.zeros(1)}, built_on(newer))
+    assert not live.refresh() and not live.refresh(again=True)
+    catalog = newer
+    assert not live.refresh() and live.error, "what was refused is not read again and again"
+    assert live.refresh(again=True) and live.value == 3 and live.error is None
+
+
+def test_what_is_written_into_a_writable_map_stays_in_it(published: SnapshotStore) -> None:
+    snapshot = published.current("k", verify=True)
+    mine, other = snapshot.writable(), snapshot.writable()
+    before = {name: array.copy() for name, array in snapshot.arrays.items()}
+    for array in mine.values():
+        array[:] = 1
+    for arrays in (snapshot.arrays, other, published.current("k", verify=True).arrays):
+        assert all((arrays[name] == before[name]).all() for name in before)
+    (snapshot.folder / "index.npy").chmod(0o644)
+    (snapshot.folder / "index.npy").write_bytes(b"?")
+    with pytest.raises(DataError, match="cannot be read"):
+        snapshot.writable()
+
+
+def test_a_trouble_is_logged_once_not_each_second(
+    published: SnapshotStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = Live(published, "k", lambda s: s.version, 0)
+    assert live.refresh()
+    (published.root("k") / "current").write_text("[9")
+    for _ in range(5):
+        assert not live.refresh() and isinstance(live.error, DataError)
+    assert [r.message for r in caplog.records if r.levelname == "ERROR"] == ["snapshot refused"]
+    published.rollback("k", to=1)
+    assert not live.refresh() and live.error is None and live.value == 1

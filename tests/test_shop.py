@@ -14,8 +14,8 @@ import pytest
 
 from voxrec.config import Settings
 from voxrec.errors import ConfigError, DataError, InputError
-from voxrec.recs.catalog import Catalog, Offer, Product, static_order
-from voxrec.recs.events import Event, decode_events, encode_event
+from voxrec.recs.catalog import Catalog, static_order
+from voxrec.recs.events import Event, Offer, Product, decode_events, encode_event
 from voxrec.recs.shop import (
     AWS_RETAIL,
     END_MS,
@@ -215,7 +215,8 @@ def test_a_bad_retail_file_is_refused_with_its_line(tmp_path: Path, name: str) -
 
 
 def test_a_torn_or_absent_retail_file(tmp_path: Path) -> None:
-    (tmp_path / "torn.csv.gz").write_bytes(gzip.compress(RETAIL.encode() * 99)[:-20])
+    header, row, _ = RETAIL.split("\n")
+    (tmp_path / "torn.csv.gz").write_bytes(gzip.compress("\n".join([header] + [row] * 9999).encode())[:-20])
     (tmp_path / "plain.csv.gz").write_text(RETAIL)
     for name in ("torn.csv.gz", "plain.csv.gz"):
         with pytest.raises(DataError, match="is torn"):

@@ -24,8 +24,8 @@ from rich.table import Table
 
 from ..config import Settings
 from ..errors import DataError
-from ..recs.catalog import Product, product_at
-from ..recs.events import encode_event, key_of, topic_of
+from ..recs.catalog import product_at
+from ..recs.events import Product, encode_event, key_of, topic_of
 from ..recs.rerank import Answer, Item
 from ..recs.shop import open_catalog, simulate
 from ..serve.recs_api import open_recs

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CategoryOf', 'SHOPPING', 'FLOOR', 'COVIEW', 'Fold', 'slot_of', 'CoviewConfig', 'Session', 'Row', 'CoviewState',
-           'coview_step', 'close', 'coview_at']
+           'coview_step', 'close', 'erase', 'coview_at']
 
 # %% ../../nbs/33_coview.ipynb #30282d70
 import heapq
@@ -171,6 +171,12 @@ def _listed(state: CoviewState, category: str, slot: int, config: CoviewConfig) 
     scores = _row(state, category, slot, config.decay).items()
     top = heapq.nsmallest(config.top, scores, key=lambda item: (-item[1], item[0]))
     return RankedList(kind="cat:co_view", id=category, items=tuple(top), version=state.clock_ms, as_of=slot)
+
+# %% ../../nbs/33_coview.ipynb #fa8bf6e3
+def erase(state: CoviewState, user_id: str) -> CoviewState:
+    "Drop the open sessions of a shopper who wants to be forgotten."
+    state.open.pop(user_id, None)
+    return state
 
 # %% ../../nbs/33_coview.ipynb #c53692a1
 def coview_at(ranked: RankedList, slot: int, decay: float = CoviewConfig().decay) -> RankedList:

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'PROMOS', 'CATALOG', 'LATE', 'DEAD', 'MAX_EVENT_BYTES', 'MAX_BODY_BYTES', 'MAX_BODY_EVENTS', 'MAX_AHEAD_MS',
-           'MIN_TS_MS', 'Id', 'Qty', 'Price', 'Position', 'Millis', 'EventType', 'REQUIRED', 'ID_FIELDS', 'Factor',
-           'Seconds', 'PROMO_PROPS', 'MAX_STOCK', 'Reason', 'Update', 'Event', 'encode_event', 'topic_of', 'key_of',
-           'decode_event', 'Promo', 'promo_of', 'change_of', 'Refused', 'fault', 'decode_events', 'event_schema',
+           'MIN_TS_MS', 'MAX_ID_BYTES', 'MAX_STOCK', 'Id', 'Qty', 'Price', 'Position', 'Millis', 'EventType',
+           'REQUIRED', 'ID_FIELDS', 'Factor', 'Seconds', 'PROMO_PROPS', 'ANONYMOUS', 'Reason', 'Update', 'Offer',
+           'Product', 'Event', 'encode_event', 'topic_of', 'key_of', 'decode_event', 'Promo', 'promo_of', 'change_of',
+           'Listing', 'listing_of', 'is_anonymous', 'anonymous', 'Refused', 'fault', 'decode_events', 'event_schema',
            'RankedList']
 
 # %% ../../nbs/30_events.ipynb #235dbb6e
+import hashlib
+import math
 from codecs import BOM_UTF8
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -26,6 +29,53 @@ MAX_BODY_BYTES = 1024 * 1024
 MAX_BODY_EVENTS = 10_000  # a megabyte of "[1,1,1,..." would otherwise become half a million refusals
 MAX_AHEAD_MS = 5 * 60_000  # clocks of phones run ahead; beyond this the time is wrong, not early
 MIN_TS_MS = 946_684_800_000  # the year 2000: a smaller ts was meant in seconds
+MAX_ID_BYTES = 64
+MAX_STOCK = 2**31 - 1  # the catalogue's column is int32
+
+# %% ../../nbs/30_events.ipynb #69ac53a4
+def _check_id(name: str, value: str) -> None:
+    "Refuse ids that no key or column of the stores could hold."
+    if not value or len(value.encode()) > MAX_ID_BYTES:
+        raise InputError(f"{name} {value[:80]!r} must have 1 to {MAX_ID_BYTES} bytes")
+
+
+class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    "One seller's offer of a product: price in the shop's currency, rating 0-5, stock in pieces."
+
+    pid: str
+    seller: str
+    price: float
+    rating: float
+    stock: int
+
+    def __post_init__(self) -> None:
+        _check_id("pid", self.pid)
+        if not (math.isfinite(self.price) and self.price > 0):
+            raise InputError(f"offer {self.pid}: price {self.price} must be above 0")
+        if not 0 <= self.rating <= 5:
+            raise InputError(f"offer {self.pid}: rating {self.rating} must be from 0 to 5")
+        if not 0 <= self.stock <= MAX_STOCK:
+            raise InputError(f"offer {self.pid}: stock {self.stock} must be from 0 to {MAX_STOCK}")
+
+# %% ../../nbs/30_events.ipynb #6604c645
+class Product(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    "A master: what is sold, whoever sells it. One without offers is known, but never shown."
+
+    master_id: str
+    title: str
+    category_id: str
+    offers: tuple[Offer, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_id("master_id", self.master_id)
+        _check_id("category_id", self.category_id)
+        if not self.title.strip():
+            raise InputError(f"product {self.master_id}: the title is empty")
+        seen = set[str]()
+        for pid in (offer.pid for offer in self.offers):
+            if pid in seen:
+                raise InputError(f"product {self.master_id}: pid {pid!r} is listed twice")
+            seen.add(pid)
 
 # %% ../../nbs/30_events.ipynb #04568c17
 Id = Annotated[
@@ -57,6 +107,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     rec_id: Id | None = None
     position: Position | None = None
     widget: Id | None = None
+    product: Product | None = None  # of a catalog event: the whole product as it now is
+    consent: bool = True  # False: the user has not agreed to be remembered
     props: dict[str, str | int | float | bool | None] | None = None
 
 # %% ../../nbs/30_events.ipynb #d9dabd36
@@ -67,7 +119,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "rec_viewed": ("user_id", "rec_id"),  # without a master_id: the whole answer came into view
     "rec_clicked": ("user_id", "rec_id", "master_id"),
     "promo": ("pid",),
-    "catalog": ("pid",),
+    "catalog": (),  # pid for a change of one offer, product for the whole: see `fault`
 }
 ID_FIELDS = ("event_id", "user_id", "session_id", "master_id", "pid", "category_id", "rec_id", "widget")
 
@@ -83,7 +135,9 @@ def topic_of(event: Event) -> str:
 
 
 def key_of(event: Event) -> str:
-    "The event's key in its topic: the user, or the offer for promo and catalog. InputError without one."
+    "The event's key in its topic: the user, the offer, or a whole product's master. InputError without."
+    if event.type == "catalog" and event.product:
+        return event.product.master_id
     name = "user_id" if topic_of(event) == EVENTS else "pid"
     key: str | None = getattr(event, name)
     if key is None:
@@ -100,7 +154,7 @@ def decode_event(value: bytes) -> Event:
     "An event out of the log, which the door has checked. DataError where the bytes are no event."
     try:
         return _EVENT.decode(value)
-    except (ValueError, RecursionError) as e:
+    except (ValueError, RecursionError, InputError) as e:
         raise DataError(
             f"not a shop event: {e}", hint="only the door (decode_events) may feed this topic"
         ) from e
@@ -142,17 +196,14 @@ def promo_of(event: Event) -> Promo:
         raise InputError(f"promo for {event.pid}: {e}", hint="see PROMO_PROPS and their ranges") from e
 
 # %% ../../nbs/30_events.ipynb #7944249f
-MAX_STOCK = 2**31 - 1  # the catalogue's column is int32
-
-
 def change_of(event: Event) -> tuple[float | None, int | None]:
     """(price, stock in pieces) that a catalog event sets, None for what it leaves as it is.
 
     InputError where it sets neither, has another prop, or price or stock is out of its range.
     """
     props = event.props or {}
-    if event.type != "catalog":
-        raise InputError(f"a {event.type} event changes no offer")
+    if event.type != "catalog" or event.product or event.pid is None:
+        raise InputError(f"this {event.type} event changes no offer", hint="a catalog event with a pid does")
     if unknown := sorted(set(props) - {"stock"}):
         raise InputError(f"unknown catalog prop {unknown[0]!r}", hint="a catalog event has: stock")
     if event.price is None and not props:
@@ -167,6 +218,50 @@ def change_of(event: Event) -> tuple[float | None, int | None]:
             f"stock of {event.pid} is {stock!r:.40}", hint=f"a whole number from 0 to {MAX_STOCK}"
         )
     return event.price, stock
+
+# %% ../../nbs/30_events.ipynb #b61004a9
+class Listing(msgspec.Struct, frozen=True, tag="product"):
+    "A product as it is from `version` on, which is event time in ms."
+
+    product: Product
+    version: int
+
+
+def listing_of(event: Event) -> Listing:
+    "The product that a catalog event states. InputError where it states none, or more than that."
+    if event.type != "catalog" or event.product is None:
+        raise InputError(
+            f"this {event.type} event states no product", hint="a catalog event with product does"
+        )
+    master_id = event.product.master_id
+    if event.master_id not in (None, master_id):
+        raise InputError(
+            f"master_id {event.master_id!r} is not the product's, {master_id!r}", hint="leave it out"
+        )
+    if also := [name for name in ("pid", "price", "props") if getattr(event, name) is not None]:
+        raise InputError(
+            f"a product and {also[0]} in one event", hint="an offer's price and stock stand in it"
+        )
+    return Listing(event.product, event.ts)
+
+# %% ../../nbs/30_events.ipynb #8f8cedb6
+ANONYMOUS: Final = "anonymous:"
+
+
+def is_anonymous(user_id: str | None) -> bool:
+    "Whether this id is a pseudonym, of which nothing may be kept as a user's."
+    return user_id is not None and user_id.startswith(ANONYMOUS)
+
+
+def anonymous(event: Event) -> Event:
+    "The event as it may be kept: itself with consent, else under a pseudonym, or under nobody."
+    if event.consent or is_anonymous(event.user_id):
+        return event
+    if topic_of(event) != EVENTS:
+        return msgspec.structs.replace(event, user_id=None, session_id=None)
+    source = f"session {event.session_id}" if event.session_id else f"event {event.event_id}"
+    name = ANONYMOUS + hashlib.blake2b(source.encode(), digest_size=16).hexdigest()
+    return msgspec.structs.replace(event, user_id=name, session_id=name if event.session_id else None)
 
 # %% ../../nbs/30_events.ipynb #f48248b7
 Reason = Literal["broken_json", "too_large", "missing_field", "unknown_field", "unknown_type", "bad_version",
@@ -186,22 +281,41 @@ def _refused(index: int, reason: Reason, detail: str, raw: bytes) -> Refused:
     return Refused(index, reason, detail[:300], raw[:MAX_EVENT_BYTES].decode("utf-8", "backslashreplace"))
 
 # %% ../../nbs/30_events.ipynb #11ad838c
+def _missing(event: Event) -> str:
+    "What the event's type requires and it lacks, in words; empty if nothing."
+    names = [name for name in REQUIRED[event.type] if getattr(event, name) is None]
+    if not event.consent:
+        names = [name for name in names if name != "user_id"]
+    if event.type == "catalog" and event.pid is None and event.product is None:
+        names = ["pid or product"]
+    return " and ".join(names)
+
+
 def fault(event: Event, now_ms: int) -> tuple[Reason, str] | None:
     "The first thing wrong with an event of the right shape at the time `now_ms`, or None."
-    if missing := [name for name in REQUIRED[event.type] if getattr(event, name) is None]:
-        return "missing_field", f"a {event.type} needs {' and '.join(missing)}"
+    if missing := _missing(event):
+        return "missing_field", f"a {event.type} needs {missing}"
     for name in ID_FIELDS:
-        if (size := len((getattr(event, name) or "").encode())) > 64:
-            return "bad_id", f"{name} has {size} bytes; at most 64"
+        if (size := len((getattr(event, name) or "").encode())) > MAX_ID_BYTES:
+            return "bad_id", f"{name} has {size} bytes; at most {MAX_ID_BYTES}"
+    if event.consent and is_anonymous(event.user_id):
+        return "bad_id", f"a user_id that begins with {ANONYMOUS!r} stands for nobody; send consent: false"
     if event.ts < MIN_TS_MS:
         return "bad_time", f"ts {event.ts} is before the year 2000; it is UTC milliseconds, not seconds"
     if event.ts > now_ms + MAX_AHEAD_MS:
         return "future_time", f"ts is {event.ts - now_ms} ms ahead; at most {MAX_AHEAD_MS}"
+    return _misstated(event)
+
+
+def _misstated(event: Event) -> tuple[Reason, str] | None:
+    "What is wrong with the promotion, the change or the product that it states."
     try:
         if event.type == "promo":
             promo_of(event)
-        elif event.type == "catalog":
+        if event.type == "catalog" and event.product is None:
             change_of(event)
+        elif event.product is not None:
+            listing_of(event)
     except InputError as e:
         return ("bad_promo" if event.type == "promo" else "bad_catalog"), str(e)
     return None
@@ -222,9 +336,11 @@ def _admit(raw: bytes, now_ms: int) -> Event | tuple[Reason, str]:
         event = _EVENT.decode(raw)
     except msgspec.ValidationError as e:
         return next((r for start, r in _TELLTALES.items() if str(e).startswith(start)), "bad_value"), str(e)
+    except InputError as e:  # a product's own check of itself
+        return "bad_catalog", str(e)
     except (ValueError, RecursionError) as e:
         return "broken_json", str(e)
-    return fault(event, now_ms) or event
+    return fault(event, now_ms) or anonymous(event)
 
 # %% ../../nbs/30_events.ipynb #91eb695d
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
@@ -263,20 +379,31 @@ def decode_events(body: bytes, now_ms: int) -> tuple[list[Event], list[Refused]]
     return events, refused
 
 # %% ../../nbs/30_events.ipynb #451246a3
+def _has(*names: str) -> dict[str, Any]:
+    return {"required": list(names), "properties": {name: {"not": {"type": "null"}} for name in names}}
+
+
+def _if(fields: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    return {"if": {"properties": fields}, "then": then}
+
+
 def event_schema() -> dict[str, Any]:
     "JSON Schema (2020-12) of one event on the wire."
-    schema = msgspec.json.schema(Event)["$defs"]["Event"]
+    parts = msgspec.json.schema(Event)["$defs"]
+    event = parts.pop("Event")
+    by_users = [kind for kind, names in REQUIRED.items() if "user_id" in names]
     rules = [
-        {
-            "if": {"properties": {"type": {"const": kind}}},
-            "then": {
-                "required": list(names),
-                "properties": {name: {"not": {"type": "null"}} for name in names},
-            },
-        }
+        _if({"type": {"const": kind}}, _has(*(name for name in names if name != "user_id")))
         for kind, names in REQUIRED.items()
     ]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "allOf": rules}
+    rules.append(_if({"type": {"enum": by_users}, "consent": {"const": True}}, _has("user_id")))
+    rules.append(_if({"type": {"const": "catalog"}}, {"anyOf": [_has("pid"), _has("product")]}))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **event,
+        "$defs": parts,
+        "allOf": rules,
+    }
 
 # %% ../../nbs/30_events.ipynb #b26a13cf
 class RankedList(msgspec.Struct, frozen=True, tag="list"):
@@ -290,4 +417,4 @@ class RankedList(msgspec.Struct, frozen=True, tag="list"):
     ttl_s: int = 0  # 0: kept until replaced
 
 
-Update = RankedList | Promo
+Update = RankedList | Promo | Listing

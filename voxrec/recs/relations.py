@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'COSINE_STEP', 'REBUILD', 'FORMAT', 'CHUNK', 'T', 'log', 'quantise', 'Relations', 'pack_text', 'unpack_text',
-           'Column', 'Manifest', 'Snapshot', 'Build', 'Listed', 'SnapshotReader', 'SnapshotStore', 'append_rows',
-           'relations_in', 'Held', 'Live']
+           'Column', 'Manifest', 'Snapshot', 'verify_once', 'Build', 'Listed', 'SnapshotReader', 'SnapshotStore',
+           'append_rows', 'relations_in', 'built_on', 'fits', 'Held', 'Live']
 
 # %% ../../nbs/37_relations.ipynb #69c50203
 import fcntl
@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DataError, InputError, NotFound, Unavailable, VoxrecError
+from .catalog import Catalog
 
 # %% ../../nbs/37_relations.ipynb #05237ecd
 STEPS = 65535  # the largest uint16
@@ -88,7 +89,7 @@ class Relations:
             hint = "use the catalogue it was built from"
             raise NotFound(f"no master {master} among {len(self)}", hint=hint)
         row = slice(self.start[master], self.start[master + 1])
-        return self.index[row], self.score[row] * np.float32(self.step)
+        return self.index[row], (self.score[row] * self.step).astype(np.float32)
 
 # %% ../../nbs/37_relations.ipynb #796ca8ef
 def pack_text(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -195,10 +196,10 @@ def _manifest(folder: Path, kind: str, version: int) -> Manifest:
     return manifest
 
 # %% ../../nbs/37_relations.ipynb #bc4a05d0
-def _map(path: Path, column: Column) -> NDArray[Any]:
-    "The array of one file, mapped and read-only. DataError where file and manifest differ."
+def _map(path: Path, column: Column, mode: Literal["r", "c"] = "r") -> NDArray[Any]:
+    "The array of one file, mapped: read-only, or copied where it is written to. DataError where they differ."
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        array = np.lib.format.open_memmap(path, mode=mode)
         fits = (array.dtype.str, array.shape) == (column.dtype, column.shape) and array.flags.c_contiguous
         fits = fits and path.stat().st_size == array.offset + array.nbytes
     except Exception as e:  # numpy's reading of a damaged header raises many kinds, tokenize's own among them
@@ -237,6 +238,11 @@ class Snapshot:
             raise DataError(f"{self.folder} has no array {name!r}", hint=REBUILD)
         return self.arrays[name]
 
+    def writable(self) -> dict[str, NDArray[Any]]:
+        "The arrays mapped once more, copy on write: what is written is seen here alone, never in a file."
+        columns = self.manifest.arrays
+        return {name: _map(self.folder / f"{name}.npy", column, "c") for name, column in columns.items()}
+
     def verify(self) -> None:
         "Read every byte: DataError where a checksum does not fit."
         for name, array in self.arrays.items():
@@ -245,6 +251,24 @@ class Snapshot:
                 crc = zlib.crc32(data[at : at + CHUNK], crc)
             if crc != self.manifest.arrays[name].crc32:
                 raise DataError(f"{self.folder / name}.npy is damaged: checksum", hint=REBUILD)
+
+# %% ../../nbs/37_relations.ipynb #7fd06e32
+def verify_once(snapshot: Snapshot) -> None:
+    "`snapshot.verify()`, unless some process has done so since the files were written. DataError as there."
+    try:
+        files = {name: (snapshot.folder / f"{name}.npy").stat() for name in sorted(snapshot.arrays)}
+        file = (snapshot.folder / "verified").open("a+b")
+    except OSError:  # read-only, or deleted meanwhile: what is mapped stays
+        snapshot.verify()
+        return
+    good = msgspec.json.encode({name: (f.st_size, f.st_mtime_ns, f.st_ctime_ns) for name, f in files.items()})
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        if file.read() != good:
+            snapshot.verify()
+            file.truncate(0)
+            file.write(good)
 
 # %% ../../nbs/37_relations.ipynb #debecb19
 def _header(column: Column) -> bytes:
@@ -569,6 +593,30 @@ def relations_in(snapshot: Snapshot) -> Relations:
         raise DataError(f"{snapshot.folder} does not say what a step of its scores is", hint=REBUILD)
     return Relations.packed(snapshot["start"], snapshot["index"], snapshot["score"], step)
 
+# %% ../../nbs/37_relations.ipynb #5a66f735
+def built_on(catalog: Catalog, masters: int | None = None) -> dict[str, Any]:
+    "What `meta` says of the catalogue that a job read, or of its first `masters`: merge it in with `|`."
+    n = len(catalog) if masters is None else masters
+    return {"catalog": {"masters": n, "digest": catalog.digest(n)}}
+
+
+def fits(snapshot: Snapshot, catalog: Catalog) -> int:
+    """How many masters of the catalogue the snapshot was built on: the first so many.
+
+    DataError where it was built on a newer catalogue, on another shop's, or does not say on which.
+    """
+    told = snapshot.meta.get("catalog")
+    if not (isinstance(told, dict) and isinstance(told.get("masters"), int)):
+        raise DataError(f"{snapshot.folder} does not say on which catalogue it was built", hint=REBUILD)
+    n, known = told["masters"], len(catalog)
+    if n > known:
+        hint = "take over the current catalogue first, then this"
+        raise DataError(f"{snapshot.folder} was built on {n:,} masters, here are {known:,}", hint=hint)
+    if n < 0 or told.get("digest") != catalog.digest(n):
+        hint = f"take over the current catalogue first; if that is what it is: voxrec build {snapshot.kind}"
+        raise DataError(f"{snapshot.folder} was built on another catalogue", hint=hint)
+    return n
+
 # %% ../../nbs/37_relations.ipynb #1b3761c4
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -580,12 +628,12 @@ class Held(NamedTuple, Generic[T]):
     version: int
     value: T
 
-
+# %% ../../nbs/37_relations.ipynb #14445834
 class Live(Generic[T]):
     """The current version of a kind, made into what requests use by `load`; `empty` before there is one.
 
     `held` is version and value at one instant. `error`: why the newest is refused, None if it is in use.
-    `verify` reads each new version whole: once a machine is enough, the other workers may leave it.
+    `verify`: each new version is read whole, once a machine (`verify_once`).
     """
 
     def __init__(
@@ -598,19 +646,28 @@ class Live(Generic[T]):
     def value(self) -> T:
         return self.held.value
 
-    def refresh(self) -> bool:
-        "Take over the current version if it is another and good; whether it did. Raises nothing of ours."
-        version = 0
+    def refresh(self, again: bool = False) -> bool:
+        """Take over the current version if it is another and good; whether it did. Raises nothing of ours.
+
+        `again` tries one that was refused once more: it may fit now, if what it must fit was replaced.
+        """
+        version = -1
         try:
             version = self.reader.current_version(self.kind) or 0
-            if version in (0, self.held.version, self._refused):
+            if version in (0, self.held.version):
+                self.error, self._refused = None, 0
                 return False
-            snapshot = self.reader.current(self.kind, self.verify)
+            if version == self._refused and not again:
+                return False
+            snapshot = self.reader.current(self.kind)
+            if self.verify:
+                verify_once(snapshot)
             version = snapshot.version  # it may have moved on meanwhile
             self.held = Held(version, self.load(snapshot))
         except VoxrecError as e:
+            if version != self._refused or again:
+                log.error("snapshot refused", extra={"kind": self.kind, "version": version, "why": e.message})
             self.error, self._refused = e, version
-            log.error("snapshot refused", extra={"kind": self.kind, "version": version, "why": e.message})
             return False
         self.error, self._refused = None, 0
         log.info("snapshot in use", extra={"kind": self.kind, "version": version})

@@ -30,8 +30,8 @@ import yaml
 
 from ..config import Settings, required
 from ..errors import ConfigError, DataError, InputError
-from .catalog import Catalog, Offer, Product, read_catalog, static_order
-from .events import Event, EventType
+from .catalog import Catalog, read_catalog, static_order
+from .events import Event, EventType, Offer, Product
 
 # %% ../../nbs/32_shop.ipynb #701e219f
 INDOORS = """\

@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'WEIGHTS', 'TUNABLE', 'DECAYS', 'goal_of', 'tune_sessions', 'Heard', 'collect', 'tune_weights', 'Tuned',
-           'tune']
+           'tune', 'tune_files']
 
 # %% ../../nbs/45_tune.ipynb #16db7a82
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path as File
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError
+from ..errors import InputError
 from .baselines import Knobs, Path, SessionModel, Titles, shares, weigh
-from .evaluate import Estimate, Session, evaluate, gain, left_out, questions
-from .sessions import SessionConfig
+from .evaluate import Estimate, Session, evaluate, gain, left_out, questions, read_sessions
+from .sessions import F64, I64, SessionConfig, kernel
 
 # %% ../../nbs/45_tune.ipynb #473aa65d
 SPACE: dict[str, tuple[float, ...]] = {
@@ -58,12 +59,33 @@ def tune_sessions(
     ]
     tried = []
     for config in dict.fromkeys([*known, *(msgspec.convert(row, SessionConfig) for row in rows)]):
-        kept = k + (1 if policy != "session" else max(len(s.items) for s in sessions))
-        scores = evaluate(partial(model.recommend, config=config, n=kept), sessions, k, policy)
+        scores = evaluate(partial(model.recommend, config=config, n=k), sessions, k, policy)
         tried.append((goal_of(scores.ranks), config))
     return sorted(tried, key=lambda trial: -trial[0])
 
 # %% ../../nbs/45_tune.ipynb #4800733c
+@kernel
+def _ranks(start: I64, scores: F64, target: I64, weights: F64, k: int) -> I64:
+    "What `Heard.ranks` does; sums from left to right, as `total` of `44_baselines`."
+    ranks = np.zeros(len(target), np.int64)
+    for i in range(len(target)):
+        if target[i] < 0:
+            continue
+        own, ahead = 0.0, 0
+        for column in range(len(weights)):
+            own += scores[target[i], column] * weights[column]
+        for row in range(start[i], start[i + 1]):
+            other = 0.0
+            for column in range(len(weights)):
+                other += scores[row, column] * weights[column]
+            ahead += other > own or (other == own and row < target[i])
+            if ahead == k:
+                break
+        if own > 0 and ahead < k:
+            ranks[i] = ahead + 1
+    return ranks
+
+# %% ../../nbs/45_tune.ipynb #bd892586
 @dataclass(frozen=True)
 class Heard:
     """What the sources said: prediction i has the rows start[i]:start[i + 1] (int64 [n + 1]).
@@ -79,14 +101,7 @@ class Heard:
 
     def ranks(self, weights: Sequence[float], k: int = 20) -> NDArray[np.int64]:
         "The place of each next click among `k` under these weights, 0 for a miss: int64 [n]."
-        if not len(self.scores):
-            return np.zeros(len(self.target), np.int64)
-        total = self.scores @ np.asarray(weights, np.float64)
-        own = np.where(self.target < 0, np.inf, total[self.target])
-        of = np.repeat(np.arange(len(self.target)), np.diff(self.start))
-        first = (total == own[of]) & (np.arange(len(total)) < self.target[of])
-        ahead = np.bincount(of, (total > own[of]) | first, minlength=len(own)).astype(np.int64)
-        return np.where((self.target >= 0) & (own > 0) & (ahead < k), ahead + 1, 0)
+        return _ranks(self.start, self.scores, self.target, np.asarray(weights, np.float64), k)
 
 # %% ../../nbs/45_tune.ipynb #d8819488
 def collect(
@@ -160,9 +175,11 @@ def tune(
     seed: int = 0,
     k: int = 20,
     policy: str = "current",
+    path: Path | None = None,
 ) -> Tuned:
     """Choose knobs for the blend on `valid`; measure them against `knobs` on `test`.
 
+    `path`: that of `train` and `titles`, if there is one already; it is set to other knobs.
     InputError for no draws, or sets in which there is nothing to predict.
     """
     old = knobs or Knobs()
@@ -170,20 +187,18 @@ def tune(
         raise InputError(f"{draws} draws", hint="try at least 1")
     model = SessionModel(train, int(max(*SPACE["m"], old.sessions.m)))
     sessions = tune_sessions(model, valid, draws, seed, k, policy, (old.sessions, SessionConfig()))[0][1]
-    path, found, before = Path(train, titles, old.coview, old.sessions), list[tuple[float, Knobs]](), 0.0
-    for decay, config in dict.fromkeys(((old.decay, old.sessions), *((d, sessions) for d in DECAYS))):
+    path, decays = path or Path(train, titles), sorted(DECAYS, key=lambda decay: decay != old.decay)
+    found, before = list[tuple[float, Knobs]](), 0.0
+    for decay, config in dict.fromkeys(((old.decay, old.sessions), *((d, sessions) for d in decays))):
         new = msgspec.structs.replace(old, decay=decay, sessions=config)
-        path.put_coview(new.coview)
-        path.put_sessions(config)
+        path.put(new)
         heard = collect(path, valid, TUNABLE, policy)
         before = before or goal_of(heard.ranks([old.weights.get(name, 0.0) for name in TUNABLE], k))
         goal, row = tune_weights(heard, old.weights, 4 * draws, seed, k)
         found.append((goal, msgspec.structs.replace(new, weights=row)))
     after, best = max(found, key=lambda trial: trial[0])
-    won = Tuned(best, before, after, [(new.decay, goal) for goal, new in found])
-    return (
-        won if test is None else msgspec.structs.replace(won, gain=_gained(path, best, old, test, k, policy))
-    )
+    gained = None if test is None else _gained(path, best, old, test, k, policy)
+    return Tuned(best, before, after, [(new.decay, goal) for goal, new in found], gained)
 
 
 def _gained(
@@ -191,7 +206,20 @@ def _gained(
 ) -> dict[str, Estimate]:
     scores = []
     for knobs in (new, old):
-        path.put_coview(knobs.coview)
-        path.put_sessions(knobs.sessions)
+        path.put(knobs)
         scores.append(evaluate(weigh(path, knobs.weights), test, k, policy))
     return gain(scores[0], scores[1])
+
+# %% ../../nbs/45_tune.ipynb #a80627a5
+def tune_files(
+    train: File | str,
+    valid: File | str,
+    test: File | str | None = None,
+    draws: int = 300,
+    seed: int = 0,
+    k: int = 20,
+    policy: str = "current",
+) -> Tuned:
+    "The same of files in session-rec's format: the command `voxrec tune`. Errors as `read_sessions`, too."
+    held = None if test is None else read_sessions(test)
+    return tune(read_sessions(train), read_sessions(valid), held, draws=draws, seed=seed, k=k, policy=policy)
