@@ -100,7 +100,7 @@ class RecsService(_Lacks):
         self.arm, self.deadline_s, self.clock = arm, deadline_s, clock
         self.front, self.store, self.registry = front, store, registry
         self.mirror = Mirror(store, lambda update: self.front.apply(update))
-        self.breakers, self.tasks = Breakers(threshold=3, ttl_s=1.0), dict[str, asyncio.Task[None]]()
+        self.breakers, self.tasks = Breakers(threshold=10, ttl_s=0.5), dict[str, asyncio.Task[None]]()
         self.refused = ""  # why the newest catalogue is not in use
         self.snapshots: SnapshotReader | None = None  # of a catalogue that may be replaced, and all with it
 
@@ -119,13 +119,23 @@ async def shopper_of(service: RecsService, request: Request) -> tuple[Shopper, b
     if not (request.user_id and request.consent):
         return Shopper(request.user_id), False
     try:
-        async with asyncio.timeout(service.deadline_s / 2), service.breakers.guard("store"):
-            shopper = await service.store.shopper(request.user_id)
+        async with service.breakers.guard("store"):
+            shopper = await _history(service, request.user_id)
         service.miss("history", None)
         return shopper, False
-    except (VoxrecError, TimeoutError) as e:
-        service.miss("history", str(e) or "the store is slow")
+    except VoxrecError as e:
+        service.miss("history", e.message)
         return Shopper(request.user_id), True
+
+
+async def _history(service: RecsService, user_id: str) -> Shopper:
+    try:
+        async with asyncio.timeout(service.deadline_s / 2):
+            return await service.store.shopper(user_id)
+    except TimeoutError:
+        raise TimedOut(
+            "no history in half the deadline", hint="is the store near, and is there CPU?"
+        ) from None
 
 
 async def _in_time(service: RecsService, request: Request) -> tuple[Shopper, list[str]]:
