@@ -213,7 +213,7 @@ def test_shop(page: Page) -> None:
     before = titles(page)
     page.get_by_role("button", name="Look").nth(1).click()
     expect(page.get_by_test_id("stAlert")).to_contain_text(f"mia looked at {before[1]}")
-    expect(page.get_by_text("like what was seen").first).to_be_visible()
+    expect(page.get_by_text("others went on to it").first).to_be_visible()
     assert titles(page) != before
     keep(page, "shop_looked")
     sale = promote(page, 5, "Flash sale")

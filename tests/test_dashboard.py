@@ -73,7 +73,7 @@ def test_a_look_changes_the_list_and_a_sale_leads_it(shop: AppTest) -> None:
     looks = [b for b in shop.button if b.label == "Look"]
     shop = looks[1].click().run()
     assert not shop.exception and "looked at" in shop.success[0].value
-    assert any("like what was seen" in text for text in texts(shop))
+    assert any("others went on to it" in text for text in texts(shop))
     sale = [b for b in shop.button if b.label == "Flash sale"][5]
     master = sale.key.removeprefix("Flash sale-")
     shop = sale.click().run()
