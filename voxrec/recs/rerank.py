@@ -396,7 +396,7 @@ def _rules(numbers: Sequence[float], shown: float) -> list[str]:
     rules += [f"flash sale +{flash_bonus}"] if flash_bonus else []
     rules += [f"ad bid x{ad_bid}"] if ad_bid != 1 else []
     rules += [f"shown {shown:g} times x{fatigue}"] if fatigue != 1 else []
-    return rules + ([f"diversity -{repeated}"] if repeated else [])
+    return rules + ([f"diversity -{repeated:.6g}"] if repeated else [])
 
 # %% ../../nbs/40_rerank.ipynb #1f9e0355
 def explain(ranked: Ranked, candidates: Candidates, catalog: Catalog) -> list[Item]:
