@@ -92,7 +92,7 @@ class RecsService(_Lacks):
         registry: CollectorRegistry,
         *,
         arm: str = "blend",
-        deadline_s: float = 0.1,
+        deadline_s: float = 0.2,
         clock: Callable[[], int] = wall_ms,
     ):
         super().__init__(registry)
@@ -120,22 +120,12 @@ async def shopper_of(service: RecsService, request: Request) -> tuple[Shopper, b
         return Shopper(request.user_id), False
     try:
         async with service.breakers.guard("store"):
-            shopper = await _history(service, request.user_id)
+            shopper = await service.store.shopper(request.user_id, service.deadline_s / 2)
         service.miss("history", None)
         return shopper, False
     except VoxrecError as e:
         service.miss("history", e.message)
         return Shopper(request.user_id), True
-
-
-async def _history(service: RecsService, user_id: str) -> Shopper:
-    try:
-        async with asyncio.timeout(service.deadline_s / 2):
-            return await service.store.shopper(user_id)
-    except TimeoutError:
-        raise TimedOut(
-            "no history in half the deadline", hint="is the store near, and is there CPU?"
-        ) from None
 
 
 async def _in_time(service: RecsService, request: Request) -> tuple[Shopper, list[str]]:

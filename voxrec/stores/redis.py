@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'SHARED', 'ABOUT', 'HISTORY', 'AWAY', 'ERASE', 'FORBIDDEN', 'Command', 'Items', 'T', 'is_personal', 'Keys',
-           'told', 'embedded_server', 'open_client', 'in_order', 'storable', 'version_of', 'name_of', 'Write',
-           'write_list', 'promo_fields', 'read_promo', 'read_listing', 'write_of', 'OnlineStore', 'connect', 'Mirror']
+           'fair_timeout', 'told', 'embedded_server', 'open_client', 'in_order', 'storable', 'version_of', 'name_of',
+           'Write', 'write_list', 'promo_fields', 'read_promo', 'read_listing', 'write_of', 'OnlineStore', 'connect',
+           'Mirror']
 
 # %% ../../nbs/50_redis.ipynb #a8c82b51
 import asyncio
@@ -76,6 +77,26 @@ class Keys:
         return f"{self.prefix}epoch"
 
 # %% ../../nbs/50_redis.ipynb #c8903457
+@asynccontextmanager
+async def fair_timeout(seconds: float) -> AsyncIterator[None]:
+    "As `asyncio.timeout`, but what has arrived by then is read first. Raises TimeoutError."
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+
+        def due(turns: int) -> None:
+            nonlocal timer
+            if turns:
+                timer = loop.call_soon(due, turns - 1)
+            else:
+                limit.reschedule(loop.time())
+
+        timer: asyncio.Handle = loop.call_later(seconds, due, 3)  # sockets are looked at, replies read, taken
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+# %% ../../nbs/50_redis.ipynb #0ef17316
 AWAY = (
     refused.ConnectionError,
     refused.OutOfMemoryError,
@@ -92,7 +113,7 @@ FORBIDDEN = (refused.AuthenticationError, refused.AuthorizationError, refused.No
 async def told(where: str, timeout_s: float) -> AsyncIterator[None]:
     "Ends what is done inside by a deadline. Raises TimedOut, Unavailable, ConfigError, DataError."
     try:
-        async with asyncio.timeout(timeout_s):
+        async with fair_timeout(timeout_s):
             yield
     except (TimeoutError, refused.TimeoutError) as e:
         raise TimedOut(f"{where} did not answer within {timeout_s:g} s", hint="is it up, and near?") from e
@@ -408,13 +429,13 @@ def _pairs(flat: list[str]) -> list[tuple[str, float]]:
 
 
 class _Reading(_Epoch):
-    async def shopper(self, user_id: str) -> Shopper:
+    async def shopper(self, user_id: str, timeout_s: float | None = None) -> Shopper:
         "What we know of one shopper, newest first, in one round trip. Raises what `told` raises."
         ask: list[Command] = [
             ("ZREVRANGE", self.keys.ranked(kind, user_id), 0, most - 1, "WITHSCORES")
             for kind, most in HISTORY.items()
         ]
-        async with self._told(), self._line() as line:
+        async with self._told(timeout_s), self._line() as line:
             replies = _checked(await _asked(line, ask))
         return Shopper(user_id, *map(_pairs, replies))
 
