@@ -224,7 +224,7 @@ def _at_ease(nbytes: int, share: float) -> Iterator[slice]:
 def _bytes(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
-
+# %% ../../nbs/37_relations.ipynb #6e80b8c9
 class Snapshot:
     """A version opened for reading: `arrays` by name, mapped; `kind`, `version`, `created_ms`, `meta`.
 
@@ -263,7 +263,7 @@ class Snapshot:
 
 # %% ../../nbs/37_relations.ipynb #7fd06e32
 def verify_once(snapshot: Snapshot, share: float = 1.0) -> None:
-    "`snapshot.verify(share)`, unless some process has done so since the files were written. DataError as there."
+    "`snapshot.verify(share)`, unless a process has done so since the files were written. DataError as there."
     try:
         files = {name: (snapshot.folder / f"{name}.npy").stat() for name in sorted(snapshot.arrays)}
         file = (snapshot.folder / "verified").open("a+b")
