@@ -82,19 +82,19 @@ async def fair_timeout(seconds: float) -> AsyncIterator[None]:
     "As `asyncio.timeout`, but what has arrived by then is read first. Raises TimeoutError."
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as limit:
+        timers = list[asyncio.Handle]()
 
         def due(turns: int) -> None:
-            nonlocal timer
-            if turns:
-                timer = loop.call_soon(due, turns - 1)
+            if turns:  # the sockets are looked at, replies are read and handed over
+                timers.append(loop.call_soon(due, turns - 1))
             else:
                 limit.reschedule(loop.time())
 
-        timer: asyncio.Handle = loop.call_later(seconds, due, 3)  # sockets are looked at, replies read, taken
+        timers.append(loop.call_later(seconds, due, 3))
         try:
             yield
         finally:
-            timer.cancel()
+            timers[-1].cancel()
 
 # %% ../../nbs/50_redis.ipynb #0ef17316
 AWAY = (
