@@ -13,7 +13,7 @@ import streamlit as st
 from voxrec.config import load_settings
 from voxrec.demo.shop_story import Shop, moves, shop_window, why_words
 from voxrec.errors import VoxrecError
-from voxrec.recs.rerank import Item
+from voxrec.recs.rerank import Item, in_short
 
 COLUMNS = 4
 WIDGETS = {"homepage": "Homepage", "related": "Beside a product", "sponsored": "Sponsored", "cart": "Cart"}
@@ -60,7 +60,7 @@ def card(shop: Shop, place: int, item: Item, move: str) -> None:
         st.markdown(f"**{place}** · {item.price:.2f}{badge}")
         st.markdown(f"**{facts['title']}**  \n:gray[{facts['category']}]")
         why = [f":violet-badge[{word}]" for word in why_words(item)]
-        st.markdown(" ".join(why + [f":orange-badge[{rule}]" for rule in item.rules]))
+        st.markdown(" ".join(why + [f":orange-badge[{in_short(rule)}]" for rule in item.rules]))
         st.caption(f"score {item.score:.4g}")
         title = facts["title"]
         left, right = st.columns(2)

@@ -286,7 +286,7 @@ def plain_homepage(items: list[Any], category_of: dict[str, str], best: float) -
         cost = [0.35 * best * (1 - 0.5 ** above.count(category_of[item["master_id"]])) for item in items]
         value = [item["score"] - c for item, c in zip(items, cost, strict=True)]
         at = value.index(max(value))
-        rules = items[at]["rules"] + ([f"diversity -{cost[at]:.6g}"] if cost[at] else [])
+        rules = items[at]["rules"] + ([f"diversity -{cost[at]}"] if cost[at] else [])
         page.append(items.pop(at) | {"score": value[at], "rules": rules})
     return page
 

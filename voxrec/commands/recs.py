@@ -263,9 +263,11 @@ def _show(answer: Any, titles: dict[str, str], why: bool) -> None:
 
 def _why(item: Any) -> list[str]:
     "How an item came to its score."
+    from voxrec.recs.rerank import in_short
+
     parts = " + ".join(f"{part.name} {part.score:.4g}" for part in item.sources)
     total = sum(part.score for part in item.sources)
-    return [f"{parts} = {total:.4g}" if len(item.sources) > 1 else parts, *item.rules]
+    return [f"{parts} = {total:.4g}" if len(item.sources) > 1 else parts, *map(in_short, item.rules)]
 
 # %% ../../nbs/89_recs_commands.ipynb #3099d1f9
 def _tell_unknown(settings: Settings, request: Any) -> None:

@@ -26,7 +26,7 @@ from ..config import Settings
 from ..errors import DataError
 from ..recs.catalog import product_at
 from ..recs.events import Product, encode_event, key_of, topic_of
-from ..recs.rerank import Answer, Item
+from ..recs.rerank import Answer, Item, in_short
 from ..recs.shop import open_catalog, simulate
 from ..serve.recs_api import open_recs
 from ..service import running
@@ -135,7 +135,7 @@ def table(step: Step, titles: dict[str, str], before: Step | None) -> Table:
         )
     for place, (item, move) in enumerate(zip(step.answer.items, moved, strict=True), 1):
         shown = f"[{COLOURS.get(move[:1], 'dim')}]{move}[/]" if move else ""
-        rules = [f"[bold yellow]{escape(rule)}[/]" for rule in item.rules]
+        rules = [f"[bold yellow]{escape(in_short(rule))}[/]" for rule in item.rules]
         why = ", ".join([*map(escape, why_words(item)), *rules])
         name = escape(titles[item.master_id])
         drawn.add_row(str(place), shown, name, f"{item.price:.2f}", f"{item.score:.3g}", why)

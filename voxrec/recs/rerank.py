@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROMO', 'NO_PROMO', 'DEFAULT', 'RULES', 'LOWEST', 'UNMOVED', 'PromoBook', 'RerankConfig', 'Ranked', 'plain_diversify',
-           'plain_rerank', 'rerank', 'Part', 'Item', 'Answer', 'BatchAnswer', 'explain', 'recommend', 'recommend_batch',
-           'warm']
+           'plain_rerank', 'rerank', 'Part', 'Item', 'Answer', 'BatchAnswer', 'in_short', 'explain', 'recommend',
+           'recommend_batch', 'warm']
 
 # %% ../../nbs/40_rerank.ipynb #3710eb4d
 import math
@@ -396,7 +396,13 @@ def _rules(numbers: Sequence[float], shown: float) -> list[str]:
     rules += [f"flash sale +{flash_bonus}"] if flash_bonus else []
     rules += [f"ad bid x{ad_bid}"] if ad_bid != 1 else []
     rules += [f"shown {shown:g} times x{fatigue}"] if fatigue != 1 else []
-    return rules + ([f"diversity -{repeated:.6g}"] if repeated else [])
+    return rules + ([f"diversity -{repeated}"] if repeated else [])
+
+
+def in_short(rule: str) -> str:
+    "A rule as a page shows it: its number to four digits."
+    name, number = rule.rsplit(" ", 1)
+    return f"{name} {number[0]}{float(f'{float(number[1:]):.4g}')}"
 
 # %% ../../nbs/40_rerank.ipynb #1f9e0355
 def explain(ranked: Ranked, candidates: Candidates, catalog: Catalog) -> list[Item]:
