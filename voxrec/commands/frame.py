@@ -37,7 +37,7 @@ def complain(e: VoxrecError, about: str = "") -> None:
     if e.hint:
         story.print(f"  {e.hint}", soft_wrap=True, markup=False)
 
-
+# %% ../../nbs/87_commands.ipynb #2b4ea0b4
 def run_commands(app: typer.Typer) -> None:
     "Run what the command line asks for; an error of ours ends it with 2 if the caller can mend it, else 1."
     try:
@@ -45,17 +45,20 @@ def run_commands(app: typer.Typer) -> None:
     except VoxrecError as e:
         complain(e)
         sys.exit(2 if isinstance(e, (ConfigError, InputError)) else 1)
-    except BrokenPipeError:
-        sys.exit(0)
+    except SystemExit as e:
+        if isinstance(e.__context__, BrokenPipeError):  # typer and rich have turned it into a 1
+            sys.exit(0)
+        raise
 
-
+# %% ../../nbs/87_commands.ipynb #8fc51e91
 @contextmanager
 def writing() -> Iterator[None]:
     "What the file system refuses is an error of ours."
     try:
         yield
     except OSError as e:
-        raise InputError(f"{e.filename}: {e.strerror}", hint="Name a place that can be written to.") from None
+        told = f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror or e)
+        raise InputError(told, hint="Name a place that can be written to.") from None
 
 # %% ../../nbs/87_commands.ipynb #37de9eff
 AsJson = Annotated[bool, typer.Option("--json", help="for programs; they get it through a pipe, too")]

@@ -39,7 +39,7 @@ def catalog_in(snapshot: Snapshot) -> Catalog:
     catalog.digests.update(meta.digests)
     return catalog
 
-
+# %% ../../nbs/42_catalog_store.ipynb #4322278a
 def current_catalog(reader: SnapshotReader) -> Catalog:
     "The catalogue that is served; an empty one before there is any. DataError where it is damaged."
     try:
@@ -47,10 +47,7 @@ def current_catalog(reader: SnapshotReader) -> Catalog:
     except NotFound:
         return Catalog()
 
-# %% ../../nbs/42_catalog_store.ipynb #4322278a
-EVERY: Final = 10_000  # products, between two reports of progress
-
-
+# %% ../../nbs/42_catalog_store.ipynb #5bc32416
 def _once(seen: Rows, number: int, name: str) -> None:
     "InputError the second time that a number comes."
     seen.reserve(number + 1)
@@ -60,6 +57,9 @@ def _once(seen: Rows, number: int, name: str) -> None:
             f"{name} is listed twice", hint="list each product once, each offer under one product"
         )
     seen.mem[number] = 1
+
+# %% ../../nbs/42_catalog_store.ipynb #bd6d9148
+EVERY: Final = 10_000  # products, between two reports of progress
 
 
 def _take(catalog: Catalog, products: Iterable[Product], progress: Callable[[int], None] | None) -> Rows:
