@@ -105,22 +105,28 @@ def listening(process: psutil.Process, port: int) -> bool:
 
 @contextmanager
 def serving(
-    command: Sequence[str], port: int, environment: Mapping[str, str], said: Path, wait_s: float = 180.0
+    command: Sequence[str],
+    port: int,
+    environment: Mapping[str, str],
+    said: Path,
+    workers: int = 1,
+    wait_s: float = 180.0,
 ) -> Iterator[Server]:
-    "A service from its start to its end, once /ready says yes. Unavailable when it does not."
+    "A service from its start to its end, once all its workers are ready. Unavailable when they are not."
     plain = {k: v for k, v in os.environ.items() if not k.startswith("VOXREC_")}
     url, began = f"http://127.0.0.1:{port}", time.monotonic()
     with said.open("wb") as out:
         process = subprocess.Popen(command, env=plain | dict(environment), stdout=out, stderr=out)
     try:
-        while not _ready(url):
+        server = Server(url, psutil.Process(process.pid))
+        while len(server.workers) < workers or not _ready(url):
             if process.poll() is not None or time.monotonic() - began > wait_s:
                 raise Unavailable(f"it is not ready: {said.read_text()[-2000:]}", hint="see above")
             time.sleep(0.02)
-        server = Server(url, psutil.Process(process.pid), time.monotonic() - began)
-        for child in server.process.children(recursive=True):
-            (server.workers if listening(child, port) else server.jobs).append(child)
-        server.workers = server.workers or [server.process]
+            everybody = [server.process, *server.process.children(recursive=True)]
+            server.workers = [p for p in everybody if listening(p, port)]
+        server.ready_s = time.monotonic() - began
+        server.jobs = [p for p in everybody[1:] if p not in server.workers]
         yield server
     finally:
         end(process)
@@ -143,7 +149,7 @@ def voxrec(shop: ShopSet, redis: Server, workers: int, **settings: str) -> Itera
         environment |= {f"VOXREC_{name.upper()}": value for name, value in settings.items()}
         command = [str(Path(sys.executable).with_name("voxrec")), "serve", "recs", "--port", str(port)]
         command += ["--workers", str(workers)]
-        with serving(command, port, environment, shop.home / "service.txt") as server:
+        with serving(command, port, environment, shop.home / "service.txt", workers) as server:
             yield server
 
 

@@ -17,7 +17,9 @@ from msgspec.structs import replace
 from voxrec import cli
 from voxrec.commands import frame
 from voxrec.jobs import batch
+from voxrec.recs.baselines import FROM_FILES
 from voxrec.recs.catalog import write_catalog
+from voxrec.recs.evaluate import POLICIES
 from voxrec.recs.events import Product
 from voxrec.recs.relations import SnapshotStore
 from voxrec.recs.shop import make_products
@@ -184,6 +186,78 @@ def test_measuring(voxrec: Run) -> None:
     assert voxrec("evaluate", "sessions", *files, "--knobs", "knobs.json").code == 0
 
 
+def test_a_log_shorter_than_the_days_held_out(voxrec: Run, home: Path) -> None:
+    done = voxrec("tune", "--train", clicks("train.tsv", 80), "--draws", 1, "-o", "knobs.json")
+    assert done.code == 2 and done.out == "" and not (home / "knobs.json").exists(), done
+    assert "the log is 0.55 days long: with the last 7 held out" in done.err
+    assert "--days 0.11" in done.err and "--valid" in done.err
+
+
+def test_what_cannot_be_done_is_told_before_the_work(
+    voxrec: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "A place that cannot be written to, an unknown policy: before anything is read, so it need not be there."
+    (home / "kept.json").write_text("mine")
+    for words, told in (
+        (["-o", "nope/k.json"], "nope/k.json: No such file"),
+        (["-o", "state"], "state: Is a directory"),
+        (["--policy", "all"], "no repeat policy 'all'"),
+        (["-o", "kept.json"], "cannot read the sessions"),
+        (["-o", "new.json"], "cannot read the sessions"),
+    ):
+        (home / "state").mkdir(exist_ok=True)
+        done = voxrec("tune", "--train", "gone.tsv", *words)
+        assert done.code == 2 and done.out == "" and told in done.err, done
+    assert (home / "kept.json").read_text() == "mine" and not (home / "new.json").exists()
+    for words, told in (
+        (["--policy", "all"], "no repeat policy"),
+        (["--recommender", "x"], "no recommender"),
+    ):
+        done = voxrec("evaluate", "sessions", "--train", "gone.tsv", "--test", "gone.tsv", *words)
+        assert done.code == 2 and done.out == "" and told in done.err, done
+
+
+def test_a_result_that_cannot_be_written_is_told(voxrec: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The disk is full at the end only."
+
+    def full(path: Path, body: bytes) -> int:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    done = voxrec(
+        "tune", "--train", clicks("train.tsv", 80), "--days", 0.2, "--draws", 1, "-o", "k.json", "--json"
+    )
+    assert done.code == 2 and "No space left" in done.err and "knobs" in done.told, done
+
+
+def test_progress_of_measuring_goes_to_standard_error(voxrec: Run) -> None:
+    files = ["--train", clicks("train.tsv", 80), "--test", clicks("test.tsv", 12, seed=1), "--json"]
+    done = voxrec("evaluate", "sessions", *files)
+    assert done.told["n"] == 24 and "predictions 24 of 24" in done.err
+    done = voxrec("tune", *files, "--days", 0.2, "--draws", 2)
+    assert "knobs" in done.told and "predictions of the test 48 of 48" in done.err
+    assert "settings of session kNN" in done.err and "predictions to weigh" in done.err
+
+
+def test_knobs_of_another_form(voxrec: Run, home: Path) -> None:
+    files = ["--train", clicks("train.tsv", 80), "--test", clicks("test.tsv", 12, seed=1)]
+    (home / "knobs.json").write_text('{"x": 1}')
+    done = voxrec("evaluate", "sessions", *files, "--knobs", "knobs.json")
+    assert done.code == 1 and done.out == "" and "knobs.json: no knob 'x'" in done.err
+    assert "decay, sessions, weights" in done.err
+
+
+def test_help_names_what_there_is(voxrec: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("TERMINAL_WIDTH", "300")
+    for words in (["evaluate", "sessions"], ["tune"]):
+        told = voxrec(*words, "--help").out
+        assert f"one of: {', '.join(POLICIES)}" in told and "{" not in told, told
+    assert f"one of: {', '.join(FROM_FILES)}" in voxrec("evaluate", "sessions", "--help").out
+    wrong = voxrec("evaluate", "sessions", "--train", "x", "--test", "x", "--recommender", "semantic")
+    assert wrong.code == 2 and f"one of: {', '.join(FROM_FILES)}" in wrong.err and "titles" in wrong.err
+
+
 # ---- asked for wrongly: 2, one line and a hint, nothing on standard output
 
 
@@ -199,7 +273,7 @@ def test_measuring(voxrec: Run) -> None:
         (["snapshot", "list", "moon"], "no snapshot of 'moon'", "voxrec build"),
         (["snapshot", "rollback", "semantic"], "no snapshot of 'semantic'", "voxrec build"),
         (["recommend", "--user", "", "--k", "3"], "no such request", "1 to 64"),
-        (["recommend", "--user", "u" * 65], "no such request", "1 to 64"),
+        (["recommend", "--user", "u" * 65], "has 65 bytes", "at most 64"),
         (["evaluate", "sessions", "--train", "gone", "--test", "gone"], "gone: No such file", "SessionId"),
         (["tune", "--train", "gone"], "gone: No such file", "SessionId"),
     ],
@@ -243,7 +317,7 @@ def test_wrong_files(voxrec: Run, home: Path) -> None:
                       ["evaluate", "sessions", "--train", good, "--test", "bad.tsv"]):  # fmt: skip
             done = voxrec(*words)
             assert done.code == 1 and "bad.tsv" in done.err and "Traceback" not in done.err, (name, done)
-            assert done.out == ""
+            assert done.out == "" and (name != "empty" or "bad.tsv is empty" in done.err)
     (home / "other.tsv").write_text("SessionId\tItemId\tTime\n1\tx\t1\n1\ty\t2\n")
     done = voxrec("build", "sessions", "--from", "other.tsv")
     assert done.code == 2 and "none of 2 clicks is on a product of the catalogue" in done.err
@@ -379,3 +453,16 @@ def test_a_first_catalogue_is_made_once(voxrec: Run, monkeypatch: pytest.MonkeyP
     for _ in range(2):
         assert voxrec("build", "sessions").code == 0
     assert len(asked) == 1
+
+
+def test_another_shop_is_not_read_silently(voxrec: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOXREC_LOG_LEVEL", "warning")
+    assert voxrec("build", "catalog").told["published"]
+    assert not voxrec("build", "catalog").told["published"]
+    assert "another file" not in voxrec("recommend", "--user", "u1").err
+    write_catalog(SHOP, home / "other.jsonl")
+    monkeypatch.setenv("VOXREC_CATALOG", "other.jsonl")
+    done = voxrec("recommend", "--user", "u1")
+    assert done.code == 0 and "other.jsonl" in done.err and "voxrec build catalog" in done.err
+    assert voxrec("build", "catalog").told["published"]  # the same products, but they came from elsewhere
+    assert "another file" not in voxrec("recommend", "--user", "u1").err

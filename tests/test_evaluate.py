@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from voxrec.errors import ConfigError, DataError, InputError
 from voxrec.recs.baselines import (
     DAILY,
+    FROM_FILES,
     RECOMMENDERS,
     Knobs,
     SessionModel,
@@ -51,11 +52,10 @@ from voxrec.recs.evaluate import (
 from voxrec.recs.events import Event
 from voxrec.recs.replay import Exposure, exposures, lists_policy, replay, snips
 from voxrec.recs.sessions import SessionConfig
-from voxrec.recs.tune import collect, goal_of, tune, tune_files, tune_weights
+from voxrec.recs.tune import collect, goal_of, hold_out, tune, tune_files, tune_weights
 
 HEADER = "SessionId\tItemId\tTime\n"
 BAD_FILES = {  # name: (bytes or text, the line that is wrong)
-    "empty": ("", 0),
     "no header": ("1\ttea\t5\n", 1),
     "column missing": ("SessionId\tItemId\n1\ttea\n", 1),
     "column twice": ("SessionId\tItemId\tTime\tTime\n1\ttea\t5\t5\n", 1),
@@ -93,6 +93,10 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match=r"empty.txt is empty\n") as e:
+        read_sessions(tmp_path / "empty.txt")
+    assert "SessionId" in e.value.hint
     (tmp_path / "header.txt").write_text(HEADER)
     with pytest.raises(DataError, match="holds no click"):
         read_sessions(tmp_path / "header.txt")
@@ -411,6 +415,36 @@ def test_knobs_that_are_none(tmp_path: Path, text: str) -> None:
         Knobs(decay=float("nan"))
 
 
+@pytest.mark.parametrize(
+    ("text", "told", "known"),
+    [
+        ('{"x": 1}', "no knob 'x'", "decay, sessions, weights"),
+        ('{"decay": 0.9, "Weights": {}}', "no knob 'Weights'", "decay, sessions, weights"),
+        ('{"sessions": {"k": 50, "half_life": 3}}', "no knob 'sessions.half_life'", "sessions.recency_days"),
+        ('{"weights": {"luck": 1}}', "no source 'luck'", "co_view"),
+    ],
+)
+def test_a_knob_that_does_not_exist_is_named_with_those_that_do(
+    tmp_path: Path, text: str, told: str, known: str
+) -> None:
+    (tmp_path / "knobs").write_text(text)
+    with pytest.raises(DataError) as e:
+        read_knobs(tmp_path / "knobs")
+    assert told in e.value.message and known in e.value.hint
+
+
+def test_what_is_asked_for_wrongly_is_told_before_files_are_read(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    for wrong, told in (
+        ({"policy": "all"}, "no repeat policy 'all'"),
+        ({"recommender": "magic"}, "no recommender 'magic'"),
+        ({"recommender": "semantic"}, "no recommender 'semantic' for files of sessions"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            evaluate_files(gone, gone, **wrong)
+    assert set(FROM_FILES) == set(RECOMMENDERS) - {"semantic"}
+
+
 def test_what_a_basket_holds_does_not_shorten_its_lists() -> None:
     items = tuple(f"i{n}" for n in range(160))
     train = [Session(str(n), items[n : n + 80], tuple(range(80))) for n in range(80)]
@@ -444,6 +478,54 @@ def test_tuning_never_loses_on_validation_and_repeats() -> None:
     goal, weights = tune_weights(heard, {"sessions": 0.0, "semantic": 0.7}, draws=5)
     assert weights["semantic"] == 0.7  # nobody has titles: it never spoke
     assert goal == goal_of(heard.ranks([weights["sessions"], 0.7]))
+
+
+def test_a_log_no_longer_than_the_days_held_out_is_refused() -> None:
+    day = 86_400_000
+    made = [Session(str(n), ("a", "b"), (n * day, n * day + 1)) for n in range(4)]  # 3 days and 1 ms
+    assert [len(part) for part in hold_out(made, 2)] == [2, 2] and [*map(len, hold_out(made, 3))] == [1, 3]
+    for days in (3.1, 7):
+        with pytest.raises(InputError, match=rf"3\.00 days long: with the last {days:g} held out") as e:
+            hold_out(made, days)
+        assert "--days 0.60" in e.value.hint and "--valid" in e.value.hint
+    with pytest.raises(InputError, match=r"the log is 0\.00 days long") as e:
+        hold_out([Session("s", ("a", "b"), (5, 5))], 7)
+    assert "--days" not in e.value.hint and "--valid" in e.value.hint
+
+
+def test_what_cannot_be_tuned_is_refused_before_the_search() -> None:
+    two, one = [Session("s", ("a", "b"), (0, 1))], [Session("s", ("a",), (0,))]
+    again = [Session("s", ("a", "a"), (0, 1))]
+    asked: list[str] = []
+    for train, valid, test, told in (
+        ([], two, None, "nothing to learn from: no session of 0"),
+        (one + again, two, None, "nothing to learn from: no session of 2"),
+        (two, one, None, "nothing to predict"),
+        (two, two, one, "nothing to predict"),
+    ):
+        with pytest.raises(InputError, match=told):
+            tune(train, valid, test, draws=1, progress=lambda what, done, of: asked.append(what))
+    with pytest.raises(ConfigError, match="no repeat policy"):
+        tune(two, two, draws=1, policy="all", progress=lambda what, done, of: asked.append(what))
+    assert not asked
+
+
+def test_progress_of_what_takes_long_goes_up_to_its_end() -> None:
+    made = [Session(str(n), (f"i{n % 7}", f"i{(n + 1) % 7}", "x"), (n, n, n)) for n in range(120)]
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def hear(what: str, done: int, of: int) -> None:
+        told.setdefault(what, []).append((done, of))
+
+    evaluate(popularity(made), made, progress=hear)
+    assert told == {"predictions": [(100, 240), (200, 240), (240, 240)]}
+    told.clear()
+    tune(made[:40], made, made[40:], draws=2, progress=hear)
+    assert list(told) == ["settings of session kNN", "predictions to weigh", "predictions of the test"]
+    for counts in told.values():
+        done, of = zip(*counts, strict=True)
+        assert sorted(set(done)) == list(done) and set(of) == {done[-1]}
+    assert len(told["settings of session kNN"]) >= 3 and told["predictions to weigh"][0] == (100, 6 * 240)
 
 
 def test_shares_have_one_for_the_largest() -> None:

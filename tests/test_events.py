@@ -27,6 +27,7 @@ from voxrec.recs.events import (
     Update,
     anonymous,
     change_of,
+    check_bytes,
     decode_event,
     decode_events,
     encode_event,
@@ -381,6 +382,17 @@ def test_without_consent_no_user_gets_past_the_door(items: list[dict[str, Any]])
         named = Event(**{**item, "ts": NOW, "master_id": "M1", "user_id": "somebody else"})
         assert is_anonymous(item.get("user_id")) or event == anonymous(named), "the user changes nothing"
         assert decode_events(encode_event(event), NOW) == ([event], []), "a log may be read in again"
+
+
+@given(st.text(min_size=1, max_size=80))
+def test_a_body_s_ids_are_held_to_the_bytes_that_an_event_s_are(id: str) -> None:
+    too_long = fault(Event(event_id="e", type="view", ts=NOW, user_id="u", master_id=id), NOW) is not None
+    try:
+        check_bytes("u", None, id)
+    except InputError as e:
+        assert too_long and e.hint
+    else:
+        assert not too_long
 
 
 def test_a_pseudonym_keeps_a_visit_together_and_no_more() -> None:

@@ -278,6 +278,24 @@ def test_interests_in_any_order_and_with_doubles(
 
 
 @many
+@given(disorder(), st.sets(st.integers(0, 29)))
+def test_an_impression_of_no_product_changes_nothing_and_is_counted(
+    drawn: tuple[list[Event], list[Event]], places: set[int]
+) -> None:
+    _, arrived = drawn
+    whole = [Event(event_id=f"w{n}", type="rec_viewed", ts=START, user_id="u0", rec_id="r") for n in places]
+    nobody = [msgspec.structs.replace(e, user_id=user) for e in whole for user in ("anonymous:a", None)]
+    mixed: list[Call] = [*arrived]
+    for place, event in zip([*places, *places, *places], [*whole, *nobody], strict=True):
+        mixed.insert(place, event)
+    state, outputs = run(INTERESTS, INTERESTS.state(), mixed)
+    without, others = run(INTERESTS, INTERESTS.state(), [*arrived])
+    assert state.unnamed == len(places) and without.unnamed == 0
+    assert [lists for lists in outputs if lists] == [lists for lists in others if lists]
+    assert msgspec.structs.replace(state, unnamed=0) == without
+
+
+@many
 @given(drawn=calls(span_ms=10 * DAY_MS), cut=st.integers(0, 40))
 def test_an_erased_shopper_is_as_one_who_never_was(drawn: list[Call], cut: int) -> None:
     "And the others' lists are the same, to the version."

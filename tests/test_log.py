@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import random
 import signal
 import subprocess
@@ -190,6 +191,73 @@ def test_a_purge_leaves_holes(engine: Callable[[Path], EventLog], tmp_path: Path
     assert log.purge("shop.unheard-of", of("u1")) == 0
     assert log.purge(TOPIC, lambda record: True) == 12 and values(log) == [] and log.end(TOPIC) == 22
     log.close()
+
+
+def modes(folder: Path) -> dict[str, str]:
+    return {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()}
+
+
+@pytest.fixture
+def careless() -> Iterator[None]:
+    "A umask that hides nothing."
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_the_log_is_its_owners_alone(
+    careless: None, engine: Callable[[Path], EventLog], tmp_path: Path
+) -> None:
+    "Every file at every step, the draft of a purge as well; and the folder, where the log makes it."
+    folder, drafts = tmp_path / "log", list[str]()
+
+    def gone(record: Record) -> bool:
+        drafts.append(modes(folder)[f"{TOPIC}.purging"])
+        return record.key == "zoe"
+
+    for _ in range(2):
+        log = engine(folder)
+        log.append_many(TOPIC, [("zoe", b"view"), ("u", b"view")])
+        assert log.claim("jobs") and log.purge(TOPIC, gone) == 1
+        assert log.append(TOPIC, "u", b"after") and log.purge(TOPIC, of("nobody")) == 0
+        assert set(modes(folder).values()) == {"0o600"} == set(drafts)
+        log.close()
+        with (folder / f"{TOPIC}.log").open("ab") as file:
+            file.write(b"torn")
+    engine(folder).close()
+    assert any(".torn-" in name for name in modes(folder)) and set(modes(folder).values()) == {"0o600"}
+    assert oct(folder.stat().st_mode & 0o777) == "0o700"
+
+
+def test_a_log_that_others_could_read_no_longer_is(careless: None, tmp_path: Path) -> None:
+    "As older versions left it: a writer opens or purges it. A reader changes nothing."
+    log = FileLog(tmp_path)
+    log.append(TOPIC, "u", b"a")
+    for name in (f"{TOPIC}.log", f"{TOPIC}.torn-8", f"{TOPIC}.purging", "lock", "purge.lock"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o644)
+    before = modes(tmp_path)
+    FileLog(tmp_path, read_only=True).close()
+    assert modes(tmp_path) == before and set(before.values()) == {"0o644"}
+    private = lambda record: modes(tmp_path)[f"{TOPIC}.purging"] == "0o600"  # noqa: E731
+    assert log.purge(TOPIC, private) == 1
+    log.close()
+    FileLog(tmp_path).close()
+    assert set(modes(tmp_path).values()) == {"0o600"}
+
+
+def test_a_file_that_cannot_be_made_private_is_told(
+    three: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("not yours")
+
+    path, _ = three
+    with monkeypatch.context() as patch:
+        patch.setattr(kafka.os, "fchmod", refused)
+        with pytest.raises(ConfigError, match="not yours"):
+            FileLog(path.parent)
+    FileLog(path.parent).close()
 
 
 def test_one_of_a_name(engine: Callable[[Path], EventLog], tmp_path: Path) -> None:

@@ -325,6 +325,31 @@ async def test_leaving_while_the_store_is_filled_again(
         assert [n for n, seen in enumerate(views) if not seen] == [0, 150, 299]
 
 
+@pytest.mark.parametrize(
+    ("user", "spelled"),
+    [
+        ("gdprdead", r"gdprde\u0061d"),
+        ("gdprdead", r"\u0067\u0064\u0070\u0072\u0064\u0065\u0061\u0064"),
+        ("a/b", r"a\/b"),
+        ('"a\\b"', r"\"a\\b\""),
+        ("tab\tü", r"tab\t\u00FC"),
+        ("tab\tü", r"tab\u0009ü"),
+        ("😀", r"\uD83D\ude00"),
+        ("😀", "😀"),
+    ],
+)
+async def test_who_leaves_is_found_however_the_id_is_spelled(tmp_path: Path, user: str, spelled: str) -> None:
+    whole = '{"type": "dance", "user_id": "' + spelled + '"}'
+    broken = '{"user_id" "' + spelled + r'", \u00 \ud83d'
+    other = '{"user_id": "' + spelled + r'x", "\ud83d": "\\u0067dprdead"}'
+    async with local(tmp_path, connect()) as one:
+        for refused in (whole, broken, other):
+            assert (await one.ingest(refused.encode(), T)).accepted == 0
+        await one.erase(user, T)
+        [left] = one.log.read(DEAD)
+        assert msgspec.json.decode(left.value, type=DeadLetter).refused.raw == other and left.offset == 2
+
+
 async def test_nobody_has_such_a_name(tmp_path: Path) -> None:
     log = FileLog(tmp_path)
     for name in ("", "x" * 65, "ü" * 33):
@@ -673,6 +698,22 @@ def test_settings_of_bots_are_checked() -> None:
 
 
 # -- what the metrics say
+
+
+async def test_shown_one_by_one_counts_and_a_whole_answer_is_told_unused(
+    tmp_path: Path, opened: Callable[[], OnlineStore]
+) -> None:
+    registry, store = CollectorRegistry(), opened()
+    one = LocalPipeline(FileLog(tmp_path), Writer(store, registry), shop(), registry)
+    shown = [event(n, T + n, "u1", f"M{n % 2}", "rec_viewed", position=n % 2) for n in range(4)]
+    whole = Event(event_id="whole", type="rec_viewed", ts=T, user_id="u1", rec_id="r")
+    receipt = await one.ingest(body([*shown, whole]), T)
+    await settle(one)
+    assert receipt.accepted == 5 and not receipt.refused
+    assert (await store.shopper("u1")).impressions == [("M0", 2.0), ("M1", 2.0)]
+    assert sample(registry, "voxrec_fold_unused", fold="interests", why="unnamed") == 1
+    one.close()
+    await store.close()
 
 
 async def test_what_could_not_be_used_is_counted(tmp_path: Path) -> None:

@@ -40,10 +40,12 @@ from voxrec.recs.rerank import (
     Item,
     PromoBook,
     RerankConfig,
+    best_selling,
     plain_rerank,
     recommend,
     recommend_batch,
     rerank,
+    sellable,
 )
 from voxrec.recs.sessions import SessionConfig, SessionIndex, build, predict
 from voxrec.service import decode_body
@@ -153,7 +155,9 @@ def cases(draw: st.DrawFn) -> Case:
 # The reference: the same recommendation with dictionaries and loops, in the words of CONTRACTS.
 
 
-def plain_sources(case: Case, most: int, related: int) -> dict[str, list[tuple[str, float]]]:
+def plain_sources(
+    case: Case, most: int, related: int, sellable: set[str] | None
+) -> dict[str, list[tuple[str, float]]]:
     category_of = {p.master_id: p.category_id for p in case.loaded}
     real, names = list(dict.fromkeys(category_of.values())), list(category_of)
     request = case.request
@@ -183,6 +187,8 @@ def plain_sources(case: Case, most: int, related: int) -> dict[str, list[tuple[s
     sold_out = {p.master_id: all(o.stock == 0 for o in p.offers) for p in case.loaded}
     by_rating = sorted(category_of, key=lambda m: (sold_out[m], -rating[m], MASTERS.index(m)))
     head = {*by_rating[:most], *[m for m in by_rating if category_of[m] == page][:most]}
+    for some in (by_rating, [m for m in by_rating if category_of[m] == page]) if sellable else ():
+        head |= {*[m for m in some[most:] if m in sellable - left_out(case)][:most]}
     top = float(np.float32(max((s for row in case.semantic.values() for _, s in row), default=1.0)))
     packed = lambda s: int(np.rint(float(np.float32(s)) / (top / 65535)))  # noqa: E731  # relations hold steps
     clicks = [names.index(m) for m in anchors[::-1]][-KNN.items :]
@@ -221,19 +227,26 @@ def plain_ratings(case: Case) -> dict[str, float]:
     return best
 
 
-def plain_candidates(case: Case, most: int, related: int) -> dict[str, list[tuple[str, float]]]:
-    "Master -> its (source, weighted part), best first."
-    sources = plain_sources(case, most, related)
+def left_out(case: Case) -> set[str]:
+    bought = {m for m, ts in case.shopper.orders if NOW - ts <= 30 * DAY}
+    return {*([case.request.master_id] if case.request.master_id else []), *case.request.exclude, *bought}
+
+
+def plain_candidates(
+    case: Case, most: int, related: int, sellable: set[str] | None = None
+) -> dict[str, list[tuple[str, float]]]:
+    "Master -> its (source, weighted part), best first; with `sellable`, of those alone."
+    sources = plain_sources(case, most, related, sellable)
     parts: dict[str, list[tuple[str, float]]] = {}
     named = {m for name in ARMS[case.arm] if name != "catalogue" for m, _ in sources[name]}
     for name, weight in ARMS[case.arm].items():
         total: dict[str, float] = {}
-        for m, score in sources[name] if name != "catalogue" or len(named) < most else ():
+        asked = name != "catalogue" or len(named) < most or sellable is not None
+        for m, score in sources[name] if asked else ():
             total[m] = total.get(m, 0) + score
         for m, score in total.items() if any(total.values()) else ():
             parts.setdefault(m, []).append((name, score * (weight / max(total.values()))))
-    bought = {m for m, ts in case.shopper.orders if NOW - ts <= 30 * DAY}
-    for m in {case.request.master_id, *case.request.exclude, *bought} & parts.keys():
+    for m in (left_out(case) | (set() if sellable is None else parts.keys() - sellable)) & parts.keys():
         del parts[m]
     parts = {m: [(name, s) for name, s in said if s] for m, said in parts.items()}
     best = sorted(
@@ -251,13 +264,25 @@ def plain_offer(case: Case, product: Product, live: dict[str, Promo]) -> Offer |
 
 
 def plain_items(case: Case, most: int = 1000, related: int = 50) -> list[dict[str, object]]:
+    "Of the candidates those that can be sold; if these are too few, of the candidates among all that can be."
     live = {pid: promo for pid, promo in case.promos.items() if promo.active(NOW)}
-    products = {p.master_id: p for p in case.loaded}
-    shown, found = dict(case.shopper.impressions), plain_candidates(case, most, related)
+    sellable = {p.master_id for p in case.loaded if plain_offer(case, p, live)}
+    items = plain_ranked(case, plain_candidates(case, most, related), live)
+    if len(items) < case.request.k:
+        items = plain_ranked(case, plain_candidates(case, most, related, sellable), live)
+    return items
+
+
+def plain_ranked(
+    case: Case, found: dict[str, list[tuple[str, float]]], live: dict[str, Promo]
+) -> list[dict[str, object]]:
+    products, shown = {p.master_id: p for p in case.loaded}, dict(case.shopper.impressions)
+    merged: list[float] = []
     items: list[dict[str, object]] = []
     for m, parts in found.items():
         if (offer := plain_offer(case, products[m], live)) is None:
             continue
+        merged.append(sum(s for _, s in parts))
         promo = live.get(offer.pid, Promo(offer.pid))
         score, rules = sum(s for _, s in parts) * promo.boost, []
         if promo.boost != 1:
@@ -274,8 +299,8 @@ def plain_items(case: Case, most: int = 1000, related: int = 50) -> list[dict[st
     items.sort(key=lambda item: -item["score"])  # type: ignore[operator]
     if case.request.widget != "homepage":
         return items[: case.request.k]
-    best = max((sum(s for _, s in parts) for parts in found.values()), default=0.0)
-    return plain_homepage(items, {p.master_id: p.category_id for p in case.loaded}, best)[: case.request.k]
+    category_of = {p.master_id: p.category_id for p in case.loaded}
+    return plain_homepage(items, category_of, max(merged, default=0.0))[: case.request.k]
 
 
 def plain_homepage(items: list[Any], category_of: dict[str, str], best: float) -> list[Any]:
@@ -364,6 +389,8 @@ def test_kernels_give_the_references_lists(seed):
         with patch.object(module, "MOST", most):
             found = gather(query, arm)
             assert same(found, plain_gather(query, arm))
+            again = query._replace(sellable=sellable(book, NOW))
+            assert same(gather(again, arm), plain_gather(again, arm))
         config = RerankConfig(diversity=rng.choice([0.0, 0.35, 2.0]), fatigue=rng.choice([0.8, 1.0]))
         ranked = rerank(found, book, request.widget, NOW, request.k, config)
         fast = zip(ranked.rows.tolist(), ranked.offers.tolist(), ranked.scores.tolist(), strict=True)
@@ -460,6 +487,89 @@ def by_paper(item: Item) -> float:
         assert number[0] == operation
         score = {"x": score * value, "+": score + value, "-": score - value}[operation]
     return score
+
+
+def crowded(n: int = 3000) -> tuple[Shelf, Shopper]:
+    "A shop whose products are all alike, the best rated first, and one who viewed the first."
+    offers = [(Offer(f"P{i}", "x", 1.0, 5 - i / n, 1),) for i in range(n)]
+    catalog = Catalog(Product(f"M{i}", f"M{i}", f"C{i % 7}", o) for i, o in enumerate(offers))
+    near = Relations([0] + [n - 1] * n, np.arange(1, n), np.linspace(1, 0.1, n - 1))
+    return Shelf(catalog, near), Shopper("U", [("M0", NOW)], [("C0", NOW)])
+
+
+@pytest.mark.parametrize("arm", ["seed", "blend"])
+@pytest.mark.parametrize("widget", ["related", "homepage", "sponsored", "cart"])
+@pytest.mark.parametrize("left", [2000, 50, 20, 7, 0])
+def test_a_list_is_as_long_as_what_the_shop_can_sell(arm, widget, left):
+    shelf, shopper = crowded()
+    book, n = PromoBook(shelf.catalog), len(shelf.catalog)
+    for i in range(n - left):
+        if i % 2:
+            book.apply(Promo(f"P{i}", out_of_stock=True, version=NOW))
+        else:
+            shelf.catalog.update_offer(f"P{i}", stock=0)
+    for visitor in (shopper, Shopper("V")):
+        items = recommend(shelf, book, visitor, Request("U", "M0", widget=widget), arm, NOW).items
+        assert len(items) == min(20, left) and all(int(item.pid[1:]) >= n - left for item in items)
+        assert all(item.score == by_paper(item) for item in items)
+        shelf.refresh()
+    page = [Request("U", "M0", widget=w) for w in (widget, "related", "cart")]
+    answers = recommend_batch(shelf, book, shopper, Batch(page), arm, NOW).answers
+    shown = [item.master_id for answer in answers for item in answer.items]
+    assert len(set(shown)) == len(shown) == min(60, left)
+
+
+def test_what_fills_a_list_is_the_best_rated_that_may_be_shown_of_the_page_s_category_first():
+    shelf, shopper = crowded()
+    book, n = PromoBook(shelf.catalog), len(shelf.catalog)
+    for i in range(n - 100):
+        book.apply(Promo(f"P{i}", out_of_stock=True, version=NOW))
+    mine = [i for i in range(n - 100, n) if i % 7 == 3]
+    others = [i for i in range(n - 100, n) if i % 7 != 3]
+    request = Request("U", "M3", widget="related", k=50, exclude=[f"M{mine[0]}", f"M{others[0]}"])
+    bought = msgspec.structs.replace(shopper, views=[], orders=[(f"M{others[1]}", NOW)])
+    items = recommend(shelf, book, bought, request, "seed", NOW).items
+    assert [int(item.pid[1:]) for item in items] == [*mine[1:], *others[2:]][:50]
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.integers(1, 6), st.sampled_from([3, 1000]))
+def test_best_sellers_of_a_category_are_what_sells_in_it_then_its_best_rated(case, k, most):
+    with patch.object(module, "MOST", most):
+        shelf, book = case.built()
+        live = {pid: promo for pid, promo in case.promos.items() if promo.active(NOW)}
+        for number, category in enumerate(shelf.catalog.category_ids):
+            items = best_selling(shelf, book, number, k, NOW)
+            mine = {
+                p.master_id for p in case.loaded if p.category_id == category and plain_offer(case, p, live)
+            }
+            sells = {m for m, _ in case.bestsellers[category]}
+            names = {item.master_id for item in items}
+            assert names <= mine | sells and len(names) == len(items) >= min(k, len(mine), most)
+            assert all(item.score == by_paper(item) for item in items)
+            if not case.promos:
+                first = [item.master_id in sells for item in items]
+                assert first == sorted(first, reverse=True)
+
+
+def test_products_that_came_since_the_ratings_fill_a_list_too():
+    catalog = Catalog(SHOP[:5])
+    shelf, book = Shelf(catalog), PromoBook(catalog)
+    for i in range(1200):
+        offers = (Offer(f"PN{i}", "x", 1.0, 4.0, 1),) if i < 150 else ()
+        catalog.upsert(Product(f"N{i}", "N", f"C{i % 2}", offers))
+    for i in range(5):
+        catalog.update_offer(f"P{i}", stock=0)
+    shown = [item.master_id for item in recommend(shelf, book, Shopper("U"), Request("U"), "seed", NOW).items]
+    assert len(shown) == 20 and all(m.startswith("N") for m in shown)
+
+
+def test_the_usual_request_gathers_once(monkeypatch):
+    shelf, shopper = crowded(300)
+    calls: list[Any] = []
+    monkeypatch.setattr("voxrec.recs.rerank.gather", lambda q, arm: calls.append(q) or gather(q, arm))
+    recommend(shelf, PromoBook(shelf.catalog), shopper, Request("U", "M0"), "seed", NOW)
+    assert [query.sellable for query in calls] == [None]
 
 
 @settings(max_examples=120, deadline=None)
@@ -669,8 +779,53 @@ def test_the_newest_promo_and_list_win_in_any_order(updates):
         for kind, items in (("cat:co_view", ("C1", version)), ("cat:bestsellers", ("M5", version))):
             shelf.apply(RankedList(kind=kind, id="C0", items=(items,), version=version))
     boost = book.promos["boost"][: len(SHOP)]
-    assert boost[[1, 2]].tolist() == [3, 3] and boost.sum() == len(SHOP) + 4 and book.unknown == 3
+    assert boost[[1, 2]].tolist() == [3, 3] and boost.sum() == len(SHOP) + 4
+    assert book.unknown == 1 and book.waiting["P?"].version == 3
     assert shelf.co_view.of(0) == [(1, 1.0)] and shelf.bestsellers.of(0) == [(5, 3.0)]
+
+
+STEPS = st.permutations([f"N{i}" for i in range(4)] + [("N1", 2), ("N1", 1), ("N2", 5), ("N9", 1), ("1", 1)])
+
+
+@given(STEPS)
+def test_a_promotion_before_its_product_is_the_same_as_after_it(steps):
+    live, later = Catalog(SHOP), Catalog(SHOP)
+    books = PromoBook(live), PromoBook(later)
+    products = {f"N{i}": Product(f"N{i}", "N", "C1", (Offer(f"PN{i}", "x", 1.0, 4.0, 5),)) for i in range(4)}
+    promos = [Promo(f"P{s[0]}", boost=1.0 + s[1], version=s[1]) for s in steps if isinstance(s, tuple)]
+    come = iter(promos)
+    for step in steps:
+        if isinstance(step, str):
+            live.upsert(products[step])
+            recommend(Shelf(live), books[0], Shopper("U"), Request("U"), "seed", NOW)
+        else:
+            books[0].apply(next(come))
+    for step in steps:
+        if isinstance(step, str):
+            later.upsert(products[step])
+    for promo in promos:
+        books[1].apply(promo)
+    a, b = (
+        recommend(Shelf(book.catalog), book, Shopper("U"), Request("U", k=50), "seed", NOW) for book in books
+    )
+    assert a == b and any(item.rules for item in a.items)
+    assert books[0].unknown == books[1].unknown == 1 and list(books[0].waiting) == ["PN9"]
+
+
+def test_a_promotion_whose_product_comes_counts_at_once_and_what_waits_in_vain_expires():
+    catalog = Catalog(SHOP)
+    shelf, book = Shelf(catalog), PromoBook(catalog)
+    sold_out = Promo("PN", out_of_stock=True, version=NOW)
+    assert not book.apply(sold_out) and book.unknown == 1
+    catalog.upsert(Product("N", "N", "new", (Offer("PN", "x", 1.0, 5.0, 5),)))
+    items = recommend(shelf, book, Shopper("U"), Request("U", category_id="new", k=50), "seed", NOW).items
+    assert len(items) == 50 and "N" not in {item.master_id for item in items} and book.unknown == 0
+    for i in range(3000):
+        book.apply(Promo(f"X{i}", expiry_s=NOW // 1000 + (i % 30 == 0), version=NOW))
+        book.apply(Promo(f"X{i}", boost=2.0, version=NOW - 1))  # older
+    kept = {int(pid[1:]) for pid in book.waiting}
+    assert book.unknown < 1500 and set(range(0, 3000, 30)) <= kept
+    assert all(promo.boost == 1 for promo in book.waiting.values() if int(promo.pid[1:]) % 30 == 0)
 
 
 def test_a_list_of_a_later_slot_replaces_one_of_the_same_version():
@@ -757,6 +912,21 @@ def test_a_bad_request_is_an_input_error(body):
     with pytest.raises(InputError) as caught:
         decode_body(msgspec.json.Decoder(Request), body)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("id", ["é" * 33, "é" * 40, "\U0001f426" * 17, "\U0001f426" * 64])
+@pytest.mark.parametrize("field", ["user_id", "master_id", "category_id", "exclude"])
+def test_an_id_is_refused_by_its_bytes_as_an_event_refuses_it(field, id):
+    for good in (False, True):
+        id = id[: 64 // len(id[0].encode())] if good else id
+        body = {"user_id": "u", field: [id] if field == "exclude" else id}
+        for kind, what in ((Request, body), (Batch, {"requests": [body]})):
+            if good:
+                decode_body(msgspec.json.Decoder(kind), msgspec.json.encode(what))
+                continue
+            with pytest.raises(InputError, match="bytes") as caught:
+                decode_body(msgspec.json.Decoder(kind), msgspec.json.encode(what))
+            assert "64" in caught.value.hint
 
 
 @pytest.mark.parametrize(

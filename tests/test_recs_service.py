@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import psutil
 import pytest
 from conftest import RedisServer
 
@@ -215,10 +216,34 @@ def test_a_redis_that_is_full(shop: Shop) -> None:
     with client.Redis.from_url(shop.redis.url) as admin:
         admin.config_set("maxmemory", "1")
         shop.send({"type": "view", "user_id": "zoe", "master_id": PRODUCTS[7].master_id})
-        time.sleep(1)
-        full = shop.fresh()
-        assert full["items"] and "history" not in full["degraded"]
+        full = until(lambda: (answer := shop.fresh())["degraded"] and answer)
+        assert full["items"] and full["degraded"] == ["live"]
         admin.config_set("maxmemory", "0")
+    until(lambda: not any(shop.fresh()["degraded"] for _ in range(4)))
+    until(lambda: any(p["name"] == "semantic" for i in shop.fresh()["items"] for p in i["sources"]), 40)
+
+
+def test_a_process_that_hangs_or_dies(shop: Shop) -> None:
+    "A writer that hangs is told in the answers; it, and a worker, are replaced; nothing is lost."
+    children = psutil.Process(shop.parent.pid).children()
+    takes = [c for c in children if any(x.status == psutil.CONN_LISTEN for x in c.net_connections("tcp"))]
+    [writer] = [c for c in children if c not in takes and "resource_tracker" not in " ".join(c.cmdline())]
+    assert len(takes) == 2
+
+    takes[0].kill()
+    began = time.monotonic()
+    for _ in range(20):
+        try:
+            assert shop.fresh()["items"]
+        except httpx.TransportError:  # it was in that one's queue when it ended
+            continue
+    assert time.monotonic() - began < 5
+
+    writer.suspend()
+    shop.send({"type": "view", "user_id": "zoe", "master_id": PRODUCTS[7].master_id})
+    until(lambda: "live" in shop.fresh()["degraded"])
+    until(lambda: not writer.is_running() or writer.status() == psutil.STATUS_ZOMBIE)
+    until(lambda: not any(shop.fresh()["degraded"] for _ in range(6)), 40)
     until(lambda: any(p["name"] == "semantic" for i in shop.fresh()["items"] for p in i["sources"]), 40)
 
 

@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperCommand
 
 from .frame import progress, serve_app, settings_now, story, tell, until_told, writing
 from ..config import Settings, load_settings
@@ -109,7 +110,8 @@ def build_catalog() -> None:
 
     settings = settings_now()
     with _reading(settings) as log, progress() as told:
-        tell(batch.build_catalog(batch.open_snapshots(settings), open_catalog(settings), log, told))
+        store, shop = batch.open_snapshots(settings), open_catalog(settings)
+        tell(batch.build_catalog(store, shop, log, told, settings.catalog))
 
 # %% ../../nbs/89_recs_commands.ipynb #c47dfa79
 @contextmanager
@@ -121,7 +123,8 @@ def _over_catalog() -> Iterator[tuple[Any, Any, Any, Any]]:
     settings = settings_now()
     store = batch.open_snapshots(settings)
     with _reading(settings) as log, progress() as told:
-        yield store, batch.catalog_for(store, lambda: open_catalog(settings), log, told), log, told
+        catalog = batch.catalog_for(store, lambda: open_catalog(settings), log, told, settings.catalog)
+        yield store, catalog, log, told
 
 
 Since = Annotated[bool, typer.Option("--since", help="only what is new since the last build")]
@@ -318,16 +321,27 @@ def recommend(
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure recommendations offline.")
 commands.add_typer(evaluate_app, name="evaluate")
 TrainFile = Annotated[Path, typer.Option("--train", help="SessionId, ItemId, Time a line, tab or comma")]
-Policy = Annotated[str, typer.Option(help="what may be shown again: current, session or none")]
+Policy = Annotated[str, typer.Option(help="what may be shown again, one of: {policies}")]
 
 
-@evaluate_app.command("sessions")
+class _WithNames(TyperCommand):
+    "A command whose help names what there is; to load that takes long, so only who asks for help waits."
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from voxrec.recs.baselines import FROM_FILES
+        from voxrec.recs.evaluate import POLICIES
+
+        for option in cast(list[Any], self.params):
+            told = (option.help or "").replace("{policies}", ", ".join(POLICIES))
+            option.help = told.replace("{recommenders}", ", ".join(FROM_FILES))
+        super().format_help(ctx, formatter)
+
+# %% ../../nbs/89_recs_commands.ipynb #335cdc12
+@evaluate_app.command("sessions", cls=_WithNames)
 def evaluate_sessions(
     train: TrainFile,
     test: Annotated[Path, typer.Option(help="sessions of the same form")],
-    recommender: Annotated[
-        str, typer.Option(help="random, popular, recent, item-item, co-view, vmis-knn, vstan or blend")
-    ] = "blend",
+    recommender: Annotated[str, typer.Option(help="one of: {recommenders}")] = "blend",
     policy: Policy = "current",
     k: Annotated[int, typer.Option(min=1, help="length of the lists")] = 20,
     knobs: Annotated[Path | None, typer.Option(help="settings that `tune -o` wrote")] = None,
@@ -336,7 +350,8 @@ def evaluate_sessions(
     "Learn from one file of sessions, predict each next click of another."
     from voxrec.recs.baselines import evaluate_files
 
-    found = evaluate_files(train, test, recommender, policy, k, knobs)
+    with progress() as told:
+        found = evaluate_files(train, test, recommender, policy, k, knobs, told)
     if as_json:
         return tell(found)
     typer.echo(f"{found.recommender}: {found.n:,} predictions, policy {found.policy}")
@@ -347,8 +362,29 @@ def evaluate_sessions(
         story.print(remark, markup=False, soft_wrap=True)
     return None
 
-# %% ../../nbs/89_recs_commands.ipynb #335cdc12
-@commands.command()
+# %% ../../nbs/89_recs_commands.ipynb #05c7bce8
+def _check_writable(path: Path) -> None:
+    "InputError where the file cannot be written; what is in it stays, and none is left behind."
+    with writing():
+        new = not path.exists()
+        path.open("ab").close()
+        if new:
+            path.unlink()
+
+
+def _tell_tuned(found: Any, as_json: bool) -> None:
+    "What tuning found, for programs or for people."
+    if as_json:
+        return tell(found)
+    typer.echo(f"goal on validation: {found.before:.4f} before, {found.after:.4f} after")
+    for name, gained in (found.gain or {}).items():
+        interval = "" if gained.low is None else f"  ({gained.low:+.4f} to {gained.high:+.4f})"
+        typer.echo(f"  {name:14} {gained.value:+.4f}{interval}")
+    typer.echo(msgspec.json.encode(found.knobs).decode())
+    return None
+
+# %% ../../nbs/89_recs_commands.ipynb #60091fff
+@commands.command(cls=_WithNames)
 def tune(
     train: TrainFile,
     valid: Annotated[
@@ -364,26 +400,26 @@ def tune(
 ) -> None:
     "Choose the weights and the decay by sessions that training did not see."
     from voxrec.recs import tune as tuning
-    from voxrec.recs.evaluate import read_sessions, split_last_days
+    from voxrec.recs.evaluate import left_out, read_sessions
 
-    learnt, chosen = read_sessions(train), read_sessions(valid) if valid else None
-    if chosen is None:
-        learnt, chosen = split_last_days(learnt, days)
+    left_out(policy, ())
+    if out:
+        _check_writable(out)
+    learnt = read_sessions(train)
+    learnt, chosen = (learnt, read_sessions(valid)) if valid else tuning.hold_out(learnt, days)
     unseen = read_sessions(test) if test else None
     told = f"{len(learnt):,} sessions to learn from, {len(chosen):,} to choose by, {draws:,} settings to try"
     story.print(told, markup=False, soft_wrap=True)
-    found = tuning.tune(learnt, chosen, unseen, draws=draws, seed=seed, policy=policy)
-    if out:
-        with writing():
-            out.write_bytes(msgspec.json.encode(found.knobs) + b"\n")
-    if as_json:
-        return tell(found)
-    typer.echo(f"goal on validation: {found.before:.4f} before, {found.after:.4f} after")
-    for name, gained in (found.gain or {}).items():
-        interval = "" if gained.low is None else f"  ({gained.low:+.4f} to {gained.high:+.4f})"
-        typer.echo(f"  {name:14} {gained.value:+.4f}{interval}")
-    typer.echo(msgspec.json.encode(found.knobs).decode())
-    return None
+    with progress() as tell_progress:
+        found = tuning.tune(
+            learnt, chosen, unseen, draws=draws, seed=seed, policy=policy, progress=tell_progress
+        )
+    try:
+        if out:
+            with writing():
+                out.write_bytes(msgspec.json.encode(found.knobs) + b"\n")
+    finally:
+        _tell_tuned(found, as_json)
 
 # %% ../../nbs/89_recs_commands.ipynb #685a9c98
 @serve_app.command("recs")

@@ -103,32 +103,41 @@ def _last(store: SnapshotStore) -> Catalog:
         )
         raise DataError(e.message, hint=hint + "and build all three anew, since numbers begin anew") from e
 
-
+# %% ../../nbs/61_batch_jobs.ipynb #f53e592d
 def build_catalog(
-    store: SnapshotStore, shop: Catalog, events: EventLog, progress: Progress = _quiet
+    store: SnapshotStore, shop: Catalog, events: EventLog, progress: Progress = _quiet, source: str = ""
 ) -> CatalogBuilt:
     """Publish the shop (which is changed) as the log's catalog events leave it; each master keeps its number.
+
+    `source`: what the shop was read from.
 
     InputError for a shop without products; DataError where the current catalogue is damaged; Unavailable.
     """
     old, unused = _last(store), _tell_shop(shop, events)
     changes = _changes(old, shop)
-    if len(old) and not any(changes):
-        version = store.current("catalog").version
+    now = store.current("catalog") if len(old) else None
+    if now and not any(changes) and now.meta.get("source") == source:
+        version = now.version
         return CatalogBuilt(version, False, len(old), _offered(old), unused=unused)
     n = len(shop)
     products = (product_at(shop, i) for i in range(n))
-    version = publish_catalog(store, products, progress=lambda done: progress("products", done, n))
+    version = publish_catalog(
+        store, products, source=source, progress=lambda done: progress("products", done, n)
+    )
     new = current_catalog(store)
     return CatalogBuilt(version, True, len(new), _offered(new), *changes, unused)
 
 
 def catalog_for(
-    store: SnapshotStore, shop: Callable[[], Catalog], events: EventLog, progress: Progress = _quiet
+    store: SnapshotStore,
+    shop: Callable[[], Catalog],
+    events: EventLog,
+    progress: Progress = _quiet,
+    source: str = "",
 ) -> Catalog:
-    "The catalogue published last; where there is none, the shop's is published first."
+    "The catalogue published last; where there is none, the shop's, read from `source`, is published first."
     if store.current_version("catalog") is None:
-        build_catalog(store, shop(), events, progress)
+        build_catalog(store, shop(), events, progress, source)
     return current_catalog(store)
 
 # %% ../../nbs/61_batch_jobs.ipynb #9cb7ffb8

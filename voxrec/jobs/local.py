@@ -11,9 +11,9 @@ __all__ = ['log', 'FOR_ALL', 'FOLDS', 'LET_IN', 'TOPICS', 'SPARE_MS', 'PURGE_EVE
 # %% ../../nbs/63_local.ipynb #17beab0e
 import asyncio
 import gc
-import json
 import logging
 import math
+import re
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -353,13 +353,25 @@ def is_of(record: Record, erased: Mapping[str, Record]) -> bool:
     return record.key in erased and record.offset <= erased[record.key].offset
 
 
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+
+
+def _unescaped(text: str) -> str:
+    "The text with JSON's escapes undone, whether or not it is JSON."
+
+    def character(found: re.Match[str]) -> str:
+        said = found[1]
+        return chr(int(said[1:], 16)) if len(said) == 5 else _ESCAPED.get(said, said)
+
+    pairs = _ESCAPE.sub(character, text).encode("utf-16", "surrogatepass")
+    return pairs.decode("utf-16", "replace")
+
+
 def names_one_of(record: Record, erased: Mapping[str, Record]) -> bool:
     "Whether a dead letter names one of these users, and is older than their last word."
-    raw = msgspec.json.decode(record.value, type=DeadLetter).refused.raw
-    return any(
-        record.ts_ms <= last.ts_ms and (json.dumps(user) in raw or msgspec.json.encode(user).decode() in raw)
-        for user, last in erased.items()
-    )
+    said = _unescaped(msgspec.json.decode(record.value, type=DeadLetter).refused.raw)
+    return any(record.ts_ms <= last.ts_ms and f'"{user}"' in said for user, last in erased.items())
 
 # %% ../../nbs/63_local.ipynb #818e1fbc
 class _Folding:
@@ -394,7 +406,7 @@ class _Folding:
     def count(self) -> None:
         "Tell the metrics what the folds could not use."
         for name, state in (*self.folds.states.items(), ("catalog", self.folds.listings)):
-            for why in ("late", "unknown", "doubles", "crowded", "bots"):
+            for why in ("late", "unknown", "unnamed", "doubles", "crowded", "bots"):
                 if hasattr(state, why):
                     self._useless.labels(name, why).set(getattr(state, why))
 

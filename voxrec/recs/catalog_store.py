@@ -85,13 +85,15 @@ def publish_catalog(
     products: Iterable[Product],
     *,
     complete: bool = True,
+    source: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Write the products as the next catalogue, which keeps every number of the current one; its version.
 
-    `complete`: they are all that is sold, so a product that is not among them has no offers any more; else it
-    stays as it was. `progress(products)` every `EVERY`. InputError: none, or one listed twice; DataError: the
-    current catalogue is damaged; Unavailable: another process is writing, or the disk refuses.
+    `complete`: they are all that is sold, so a product that is not among them has no offers any more; else
+    it stays as it was. `source`: what the products were read from. `progress(products)` every `EVERY`.
+    InputError: none, or one listed twice; DataError: the current catalogue is damaged; Unavailable: another
+    process is writing, or the disk refuses.
     """
     with store.build(KIND) as build:
         catalog = current_catalog(store)
@@ -102,4 +104,5 @@ def publish_catalog(
         catalog.digest(len(catalog))
         arrays, used = catalog.packed()
         build.append(**arrays)
-        return build.publish({"used": used, "digests": {str(n): d for n, d in catalog.digests.items()}})
+        digests = {str(n): digest for n, digest in catalog.digests.items()}
+        return build.publish({"used": used, "digests": digests, "source": source})

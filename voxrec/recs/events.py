@@ -6,9 +6,9 @@
 __all__ = ['EVENTS', 'PROMOS', 'CATALOG', 'LATE', 'DEAD', 'MAX_EVENT_BYTES', 'MAX_BODY_BYTES', 'MAX_BODY_EVENTS', 'MAX_AHEAD_MS',
            'MIN_TS_MS', 'MAX_ID_BYTES', 'MAX_STOCK', 'Id', 'Qty', 'Price', 'Position', 'Millis', 'EventType',
            'REQUIRED', 'ID_FIELDS', 'Factor', 'Seconds', 'PROMO_PROPS', 'ANONYMOUS', 'Reason', 'Update', 'Offer',
-           'Product', 'Event', 'encode_event', 'topic_of', 'key_of', 'decode_event', 'Promo', 'promo_of', 'change_of',
-           'Listing', 'listing_of', 'is_anonymous', 'anonymous', 'Refused', 'fault', 'decode_events', 'event_schema',
-           'RankedList']
+           'Product', 'check_bytes', 'Event', 'encode_event', 'topic_of', 'key_of', 'decode_event', 'Promo', 'promo_of',
+           'change_of', 'Listing', 'listing_of', 'is_anonymous', 'anonymous', 'Refused', 'fault', 'decode_events',
+           'event_schema', 'RankedList']
 
 # %% ../../nbs/30_events.ipynb #235dbb6e
 import hashlib
@@ -87,9 +87,19 @@ Position = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Millis = Annotated[int, msgspec.Meta(ge=0, description="UTC milliseconds since 1970")]
 EventType = Literal["view", "cart", "order", "rec_viewed", "rec_clicked", "promo", "catalog"]
 
+# %% ../../nbs/30_events.ipynb #b76ffea5
+def check_bytes(*ids: str | None) -> None:
+    "InputError for an id of more than `MAX_ID_BYTES` in UTF-8; None is no id."
+    for id in ids:
+        if id and len(id) > MAX_ID_BYTES // 4 and (size := len(id.encode("utf-8", "replace"))) > MAX_ID_BYTES:
+            raise InputError(f"the id {id:.20}... has {size} bytes", hint=f"at most {MAX_ID_BYTES} of UTF-8")
+
 # %% ../../nbs/30_events.ipynb #a847296b
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    "One thing that happened in the shop. `ts` is event time; `rec_id` names the answer that was shown."
+    """One thing that happened in the shop. `ts` is event time; `rec_id` names the answer that was shown.
+
+    A rec_viewed counts as shown only the product in `master_id`: send one for each product.
+    """
 
     v: Literal[1] = msgspec.field(
         default_factory=lambda: 1
@@ -116,7 +126,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "view": ("user_id", "master_id"),
     "cart": ("user_id", "master_id"),
     "order": ("user_id", "master_id", "qty", "price"),
-    "rec_viewed": ("user_id", "rec_id"),  # without a master_id: the whole answer came into view
+    "rec_viewed": ("user_id", "rec_id"),  # without a master_id it counts as shown for no product
     "rec_clicked": ("user_id", "rec_id", "master_id"),
     "promo": ("pid",),
     "catalog": (),  # pid for a change of one offer, product for the whole: see `fault`

@@ -74,7 +74,7 @@ class Shown(msgspec.Struct):
 
 class InterestState(msgspec.Struct):
     """`lists[kind][user_id]`, `shown[user_id]`; `late` counts entries too old to keep, `unknown` events
-    without a category."""
+    without a category, `unnamed` impressions that name no product."""
 
     clock_ms: int = 0
     lists: dict[str, dict[str, Recent]] = msgspec.field(default_factory=dict)
@@ -82,6 +82,7 @@ class InterestState(msgspec.Struct):
     due: list[tuple[int, str, str]] = msgspec.field(default_factory=list)
     late: int = 0
     unknown: int = 0
+    unnamed: int = 0
 
 # %% ../../nbs/35_interests.ipynb #d56a1a59
 def _largest_first(values: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -167,7 +168,10 @@ def interest_step(
     state: InterestState, event: Event, config: InterestConfig, category_of: CategoryOf
 ) -> tuple[InterestState, list[RankedList]]:
     "Remember what an event says of its shopper; return the changed lists. Contract: SPEC R8."
-    if event.user_id is None or event.master_id is None or is_anonymous(event.user_id):
+    if event.user_id is None or is_anonymous(event.user_id):
+        return state, []
+    if event.master_id is None:
+        state.unnamed += event.type == "rec_viewed"
         return state, []
     if event.type in ("rec_viewed", "rec_clicked"):
         entry = (event.ts, event.master_id, event.type == "rec_clicked")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'WEIGHTS', 'TUNABLE', 'DECAYS', 'goal_of', 'tune_sessions', 'Heard', 'collect', 'tune_weights', 'Tuned',
-           'tune', 'tune_files']
+           'tune', 'hold_out', 'tune_files']
 
 # %% ../../nbs/45_tune.ipynb #16db7a82
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,21 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .baselines import Knobs, Path, SessionModel, Titles, shares, weigh
-from .evaluate import Estimate, Session, evaluate, gain, left_out, questions, read_sessions
+from voxrec.recs.evaluate import (
+    TOLD_EVERY,
+    Estimate,
+    Progress,
+    Session,
+    count_questions,
+    evaluate,
+    gain,
+    left_out,
+    questions,
+    quiet,
+    read_sessions,
+    split_last_days,
+)
+from .interests import DAY_MS
 from .sessions import F64, I64, SessionConfig, kernel
 
 # %% ../../nbs/45_tune.ipynb #473aa65d
@@ -48,6 +62,7 @@ def tune_sessions(
     k: int = 20,
     policy: str = "current",
     known: Iterable[SessionConfig] = (SessionConfig(),),
+    progress: Progress = quiet,
 ) -> list[tuple[float, SessionConfig]]:
     """(goal on `sessions`, configuration) of those `known` and of `draws` from `SPACE`, best first.
 
@@ -57,10 +72,12 @@ def tune_sessions(
     rows = [
         {name: choices[rng.integers(len(choices))] for name, choices in SPACE.items()} for _ in range(draws)
     ]
-    tried = []
-    for config in dict.fromkeys([*known, *(msgspec.convert(row, SessionConfig) for row in rows)]):
+    tried = list[tuple[float, SessionConfig]]()
+    configs = dict.fromkeys([*known, *(msgspec.convert(row, SessionConfig) for row in rows)])
+    for config in configs:
         scores = evaluate(partial(model.recommend, config=config, n=k), sessions, k, policy)
         tried.append((goal_of(scores.ranks), config))
+        progress("settings of session kNN", len(tried), len(configs))
     return sorted(tried, key=lambda trial: -trial[0])
 
 # %% ../../nbs/45_tune.ipynb #4800733c
@@ -105,12 +122,17 @@ class Heard:
 
 # %% ../../nbs/45_tune.ipynb #d8819488
 def collect(
-    path: Path, sessions: Sequence[Session], sources: Sequence[str], policy: str = "current"
+    path: Path,
+    sessions: Sequence[Session],
+    sources: Sequence[str],
+    policy: str = "current",
+    progress: Progress = quiet,
 ) -> Heard:
     """What these sources of the path say for every prediction. InputError where there is none.
 
     Items that no weights could put before the next click are not kept.
     """
+    n = count_questions(sessions, policy)
     numbers, start, rows, target = path.shelf.catalog.index, [0], [np.zeros((0, len(sources)))], []
     for _, prefix, coming in questions(sessions, policy):
         ids, found = shares(path, prefix, sources)
@@ -123,8 +145,8 @@ def collect(
         target.append(start[-1] + int(rival[: at[0]].sum()) if len(at) else -1)
         start.append(start[-1] + int(rival.sum()))
         rows.append(found[rival])
-    if not target:
-        raise InputError("nothing to predict", hint="give at least one session of two clicks")
+        if len(target) % TOLD_EVERY == 0 or len(target) == n:
+            progress("predictions", len(target), n)
     return Heard(tuple(sources), np.array(start), np.concatenate(rows), np.array(target))
 
 # %% ../../nbs/45_tune.ipynb #1ffb6793
@@ -165,6 +187,32 @@ class Tuned(msgspec.Struct, frozen=True):
     gain: dict[str, Estimate] | None = None
 
 # %% ../../nbs/45_tune.ipynb #fb1c4fc1
+def _check_sets(train: Sequence[Session], policy: str, *asked: Sequence[Session] | None) -> None:
+    "InputError where training tells nothing, or there is nothing to predict in one of the sets `asked`."
+    for sessions in asked:
+        if sessions is not None:
+            count_questions(sessions, policy)
+    if not any(len(set(session.items)) > 1 for session in train):
+        told = f"nothing to learn from: no session of {len(train):,} in training has two different items"
+        raise InputError(told, hint="give more sessions to learn from")
+
+
+def _part(progress: Progress, what: str, step: int, steps: int) -> Progress:
+    "The progress of one of several steps of the same length, as that of the whole."
+    return lambda _, done, of: progress(what, step * of + done, steps * of)
+
+# %% ../../nbs/45_tune.ipynb #56f21417
+def _gained(
+    path: Path, new: Knobs, old: Knobs, test: Sequence[Session], k: int, policy: str, progress: Progress
+) -> dict[str, Estimate]:
+    scores = []
+    for step, knobs in enumerate((new, old)):
+        path.put(knobs)
+        told = _part(progress, "predictions of the test", step, 2)
+        scores.append(evaluate(weigh(path, knobs.weights), test, k, policy, told))
+    return gain(scores[0], scores[1])
+
+# %% ../../nbs/45_tune.ipynb #5546552d
 def tune(
     train: Sequence[Session],
     valid: Sequence[Session],
@@ -176,39 +224,47 @@ def tune(
     k: int = 20,
     policy: str = "current",
     path: Path | None = None,
+    progress: Progress = quiet,
 ) -> Tuned:
     """Choose knobs for the blend on `valid`; measure them against `knobs` on `test`.
 
-    `path`: that of `train` and `titles`, if there is one already; it is set to other knobs.
-    InputError for no draws, or sets in which there is nothing to predict.
+    `path`: that of `train` and `titles`, if there is one already; it is set to other knobs. InputError for
+    no draws, nothing to learn from, or sets in which there is nothing to predict.
     """
     old = knobs or Knobs()
     if draws < 1:
         raise InputError(f"{draws} draws", hint="try at least 1")
-    model = SessionModel(train, int(max(*SPACE["m"], old.sessions.m)))
-    sessions = tune_sessions(model, valid, draws, seed, k, policy, (old.sessions, SessionConfig()))[0][1]
+    _check_sets(train, policy, valid, test)
+    model, known = SessionModel(train, int(max(*SPACE["m"], old.sessions.m))), (old.sessions, SessionConfig())
+    sessions = tune_sessions(model, valid, draws, seed, k, policy, known, progress)[0][1]
     path, decays = path or Path(train, titles), sorted(DECAYS, key=lambda decay: decay != old.decay)
     found, before = list[tuple[float, Knobs]](), 0.0
-    for decay, config in dict.fromkeys(((old.decay, old.sessions), *((d, sessions) for d in decays))):
+    turns = dict.fromkeys(((old.decay, old.sessions), *((d, sessions) for d in decays)))
+    for step, (decay, config) in enumerate(turns):
         new = msgspec.structs.replace(old, decay=decay, sessions=config)
         path.put(new)
-        heard = collect(path, valid, TUNABLE, policy)
+        told = _part(progress, "predictions to weigh", step, len(turns))
+        heard = collect(path, valid, TUNABLE, policy, told)
         before = before or goal_of(heard.ranks([old.weights.get(name, 0.0) for name in TUNABLE], k))
         goal, row = tune_weights(heard, old.weights, 4 * draws, seed, k)
         found.append((goal, msgspec.structs.replace(new, weights=row)))
     after, best = max(found, key=lambda trial: trial[0])
-    gained = None if test is None else _gained(path, best, old, test, k, policy)
+    gained = None if test is None else _gained(path, best, old, test, k, policy, progress)
     return Tuned(best, before, after, [(new.decay, goal) for goal, new in found], gained)
 
-
-def _gained(
-    path: Path, new: Knobs, old: Knobs, test: Sequence[Session], k: int, policy: str
-) -> dict[str, Estimate]:
-    scores = []
-    for knobs in (new, old):
-        path.put(knobs)
-        scores.append(evaluate(weigh(path, knobs.weights), test, k, policy))
-    return gain(scores[0], scores[1])
+# %% ../../nbs/45_tune.ipynb #8df20867
+def hold_out(sessions: Sequence[Session], days: float) -> tuple[list[Session], list[Session]]:
+    "(Sessions to learn from, those of the last `days`). InputError for a log that is not longer than that."
+    learnt, chosen = split_last_days(sessions, days)
+    if learnt:
+        return learnt, chosen
+    first, last = min(s.times_ms[0] for s in sessions), max(s.times_ms[-1] for s in sessions)
+    length = (last - first) / DAY_MS
+    fewer = f"hold out fewer (--days {length / 5:.2f}), or " if length >= 0.05 else ""
+    raise InputError(
+        f"the log is {length:.2f} days long: with the last {days:g} held out, nothing is left to learn from",
+        hint=f"{fewer}name sessions to choose by (--valid)",
+    )
 
 # %% ../../nbs/45_tune.ipynb #a80627a5
 def tune_files(

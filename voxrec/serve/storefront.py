@@ -139,6 +139,10 @@ def open_catalogue(settings: Settings) -> tuple[Catalog, int]:
     if snapshots.current_version("catalog") is None:
         return open_catalog(settings), 0
     snapshot = snapshots.current("catalog")
+    source = snapshot.meta.get("source") or settings.catalog  # made by hand: who knows
+    if settings.catalog not in (source, Settings().catalog):
+        told = {"version": snapshot.version, "read_from": source, "not_read": settings.catalog}
+        log.warning("the catalogue was built from another file: voxrec build catalog", extra=told)
     return catalog_in(snapshot), snapshot.version
 
 

@@ -156,11 +156,22 @@ class _Part(io.RawIOBase):
         super().close()
 
 # %% ../../nbs/53_kafka.ipynb #215f1518
+def _private(path: str | Path, flags: int) -> int:
+    "The file, opened, which from now on is its owner's alone; an `opener` for `open`."
+    fd = os.open(path, flags, 0o600)
+    try:
+        os.fchmod(fd, 0o600)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+# %% ../../nbs/53_kafka.ipynb #ee167d41
 class _TopicFile:
     "A topic on disk: `starts[offset]` is a record's first byte, `size` the next one's, `cut` what was torn."
 
     def __init__(self, path: Path, read_only: bool = False):
-        self.path, self.flags = path, os.O_RDONLY if read_only else os.O_RDWR
+        self.path, self.read_only = path, read_only
         self.fd, self.inode, self.cut = -1, -1, 0
         self.size, self.starts = len(_MAGIC), array("Q")
 
@@ -181,7 +192,7 @@ class _TopicFile:
 
     def adopt(self) -> None:
         "Take the file that is now under the path for ours."
-        fd = os.open(self.path, self.flags)
+        fd = os.open(self.path, os.O_RDONLY) if self.read_only else _private(self.path, os.O_RDWR)
         self.close()
         self.fd, self.inode = fd, os.fstat(fd).st_ino
         self.size, self.starts = len(_MAGIC), array("Q")
@@ -243,7 +254,8 @@ def _mend(file: _TopicFile) -> None:
     "Cut off what a crash left at the end."
     if tail := _tail(file):
         aside, file.cut = file.path.with_suffix(f".torn-{file.size}"), len(tail)
-        aside.write_bytes(tail)
+        with open(aside, "wb", opener=_private) as kept:
+            kept.write(tail)
         told = "%s ended in %d bytes of an unfinished append; moved to %s"
         _logger.warning(told, file.path.name, len(tail), aside.name)
     os.pwrite(file.fd, _MAGIC, 0)
@@ -286,8 +298,8 @@ def _records(topic: str, file: BinaryIO, offsets: range) -> Iterator[Record]:
 def _lock(path: Path, how: int) -> int | None:
     "A file locked by `flock`; None where another process has it. ConfigError where it cannot be made."
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        fd = _private(path, os.O_RDWR | os.O_CREAT)
     except OSError as e:
         raise ConfigError(
             f"cannot keep an event log in {path.parent}: {e}", hint="set another VOXREC_HOME"
@@ -415,7 +427,7 @@ def _copy(file: _TopicFile, offsets: range, out: BinaryIO, gone: Callable[[Recor
 
 def _rewrite(file: _TopicFile, draft: Path, gone: Callable[[Record], bool]) -> int:
     "Put the topic without what is gone in the old file's place; how many records went."
-    with draft.open("wb") as out:
+    with open(draft, "wb", opener=_private) as out:
         out.write(_MAGIC)
         known = range(len(file.starts))
         count = _copy(file, known, out, gone)
@@ -448,11 +460,15 @@ def _purge(folder: Path, topic: str, gone: Callable[[Record], bool]) -> int:
 
 
 def _sweep(folder: Path) -> None:
-    "Delete the drafts of purges that died."
+    "Delete the drafts of purges that died; make private what older versions put aside."
     if (lock := _lock(folder / "purge.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)) is not None:
-        for draft in folder.glob("*.purging"):
-            draft.unlink()
-        os.close(lock)
+        try:
+            for draft in folder.glob("*.purging"):
+                draft.unlink()
+            for aside in folder.glob("*.torn-*"):
+                aside.chmod(0o600)
+        finally:
+            os.close(lock)
 
 # %% ../../nbs/53_kafka.ipynb #a9c23a1d
 def _wall_ms() -> int:
