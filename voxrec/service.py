@@ -109,7 +109,7 @@ MAX_DISCARD, BODY_S = 64 << 20, 20.0
 
 
 async def read_body(request: Request, limit: int, overflow: Literal["refuse", "cut"] = "refuse") -> bytes:
-    "The whole body, or its first `limit` bytes. Raises TooLarge as soon as it must be over that, and TooSlow."
+    "The whole body, or its first `limit` bytes. Raises TooLarge as soon as it must be that, and TooSlow."
     most = limit if overflow == "refuse" else MAX_DISCARD
     parts, size = [], 0
     try:
