@@ -41,6 +41,7 @@ def _formula(tex: str, display: bool) -> str:
     "An SVG image; matplotlib draws it, and raises ValueError for what it cannot draw."
     from matplotlib import font_manager, mathtext
 
+    tex = " ".join(tex.split())  # a paragraph's line may end in a formula
     svg, font = io.BytesIO(), font_manager.FontProperties(size=12)
     depth = mathtext.math_to_image(f"${tex}$", svg, prop=font, format="svg", dpi=72)
     place = "display: block; margin: auto" if display else f"vertical-align: {-depth:.1f}pt"

@@ -102,6 +102,7 @@ class RecsService(_Lacks):
         self.breakers, self.tasks = Breakers(threshold=10, ttl_s=0.5), dict[str, asyncio.Task[None]]()
         self.refused = ""  # why the newest catalogue is not in use
         self.fed = False  # whether somebody writes the store, and says up to when
+        self.filled_ms = 0  # when it was first seen filled, and no more
         self.snapshots: SnapshotReader | None = None  # of a catalogue that may be replaced, and all with it
 
     def count_lists(self, shopper: Shopper) -> None:
@@ -204,9 +205,13 @@ async def why_stale(service: RecsService) -> str | None:
         until_ms = await service.store.written_until()
     except VoxrecError as e:
         return e.message
+    if until_ms == 0:  # filled, and its writer has not said a word since
+        until_ms = service.filled_ms = service.filled_ms or service.clock()
+    else:
+        service.filled_ms = 0
     if until_ms is None:
         return "the store is being filled"
-    late_s = (service.clock() - until_ms) / 1000 if until_ms else 0  # 0: filled a moment ago
+    late_s = (service.clock() - until_ms) / 1000
     return f"what happened {late_s:.0f} s ago is not written" if late_s > STALE_S else None
 
 # %% ../../nbs/75_recs_api.ipynb #ca0eda18
