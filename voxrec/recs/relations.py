@@ -645,7 +645,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-AT_EASE = 0.25  # of a thread's time, for a new version: requests are answered beside it
+AT_EASE = 0.1  # of a thread's time, for a new version: requests are answered beside it
 
 
 class Held(NamedTuple, Generic[T]):
