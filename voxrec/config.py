@@ -50,7 +50,7 @@ class RecsSettings(Common, frozen=True, kw_only=True, forbid_unknown_fields=True
         "blend"
     )
     recs_workers: Annotated[Count, Meta(description="worker processes; more than 1 needs Redis")] = 1
-    recs_deadline_ms: Annotated[Count, Meta(description="how long a request may take, in ms")] = 200
+    recs_deadline_ms: Annotated[Count, Meta(description="how long a request may take, in ms")] = 500
     recs_in_flight: Annotated[Count, Meta(description="requests a worker takes at once; more: 503")] = 64
     catalog: Annotated[
         str, Meta(description="'synthetic', 'aws_retail_demo_store' (in VOXREC_DATA) or a JSON-lines file")

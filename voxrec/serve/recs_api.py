@@ -91,7 +91,7 @@ class RecsService(_Lacks):
         registry: CollectorRegistry,
         *,
         arm: str = "blend",
-        deadline_s: float = 0.2,
+        deadline_s: float = 0.5,
         clock: Callable[[], int] = wall_ms,
     ):
         super().__init__(registry)
@@ -121,7 +121,7 @@ async def shopper_of(service: RecsService, request: Request) -> tuple[Shopper, b
         return Shopper(request.user_id), False
     try:
         async with service.breakers.guard("store"):
-            shopper = await service.store.shopper(request.user_id, service.deadline_s / 2)
+            shopper = await service.store.shopper(request.user_id, service.deadline_s / 4)
         service.miss("history", None)
         return shopper, False
     except VoxrecError as e:
