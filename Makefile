@@ -79,6 +79,6 @@ clean: ## environments, caches and everything that runs leave behind
 .venv/ready .venv-flink/ready .venv-train/ready: settings.ini setup.py pyproject.toml | $(UV)
 	@echo "Setting up $(@D) ..."
 	@[ -x $(@D)/bin/python ] || $(UV) venv -q --python $(PYTHON) $(@D)
-	@$(UV) pip sync -q --python $(@D)/bin/python --require-hashes $(filter locks/%,$^)
+	@$(UV) pip sync -q --compile-bytecode --python $(@D)/bin/python --require-hashes $(filter locks/%,$^)
 	@$(UV) pip install -q --python $(@D)/bin/python --no-deps -e .
 	@touch $@

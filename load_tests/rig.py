@@ -30,6 +30,7 @@ from shop_set import ShopSet
 from voxrec.errors import Unavailable
 
 HERE = Path(__file__).parent
+PROGRAM = "voxrec.commands.recs"  # what the servers run: a result is one of this code, too
 FRESH_S = 12 * 3600  # histories older than this are written anew: shoppers' interests fade within days
 
 
@@ -122,7 +123,7 @@ def serving(
         while len(server.workers) < workers or not _ready(url):
             if process.poll() is not None or time.monotonic() - began > wait_s:
                 raise Unavailable(f"it is not ready: {said.read_text()[-2000:]}", hint="see above")
-            time.sleep(0.02)
+            time.sleep(0.1)  # whoever asks all the time slows down what is starting
             everybody = [server.process, *server.process.children(recursive=True)]
             server.workers = [p for p in everybody if listening(p, port)]
         server.ready_s = time.monotonic() - began

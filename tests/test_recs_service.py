@@ -226,9 +226,13 @@ def test_a_redis_that_is_full(shop: Shop) -> None:
 def test_a_process_that_hangs_or_dies(shop: Shop) -> None:
     "A writer that hangs is told in the answers; it, and a worker, are replaced; nothing is lost."
     children = psutil.Process(shop.parent.pid).children()
-    takes = [c for c in children if any(x.status == psutil.CONN_LISTEN for x in c.net_connections("tcp"))]
+
+    def listening() -> list[psutil.Process]:
+        return [c for c in children if any(x.status == psutil.CONN_LISTEN for x in c.net_connections("tcp"))]
+
+    until(lambda: len(listening()) == 2, 40)  # one is ready before the other
+    takes = listening()
     [writer] = [c for c in children if c not in takes and "resource_tracker" not in " ".join(c.cmdline())]
-    assert len(takes) == 2
 
     takes[0].kill()
     began = time.monotonic()

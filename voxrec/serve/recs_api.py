@@ -539,6 +539,7 @@ def open_recs(settings: Settings) -> Api:
 def open_worker(settings: Settings) -> Api:
     "One of several workers."
     setup_logging(settings.log_level, settings.log_format)
+    storefront.warm_in_turn(settings.home)
     registry = new_registry("recs")
     service, intake = service_of(settings, registry), Door(open_log(settings, shared=True), registry)
     service.snapshots, service.fed = snapshots_of(settings), True

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['log', 'Lists', 'READ', 'RATE_EVERY_S', 'SMALL', 'sessions_in', 'snapshots_of', 'Storefront', 'front_of',
-           'open_catalogue', 'open_storefront', 'make_semantic', 'make_sessions', 'renewed', 'rehearse']
+           'open_catalogue', 'open_storefront', 'make_semantic', 'make_sessions', 'renewed', 'rehearse', 'warm_in_turn']
 
 # %% ../../nbs/65_storefront.ipynb #f604b5eb
+import fcntl
 import hashlib
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import get_args
 
 from ..config import Settings
@@ -196,3 +198,10 @@ def rehearse(front: Storefront, arm: str) -> None:
             asked = Request("-", views[-1][0] if turn % 2 else None, widget=widget, exclude=[views[0][0]])
             recommend(front.shelf, front.book, shopper, asked, arm, 0)
         next_items(front.shelf, [master_id for master_id, _ in views])
+
+# %% ../../nbs/65_storefront.ipynb #5a2316ff
+def warm_in_turn(home: Path) -> None:
+    "`warm`, by one process of this `home` after the other."
+    with (home / "warming").open("a") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        warm()
