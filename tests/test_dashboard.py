@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from voxrec.mqtt import free_port
 from voxrec.serve.speech import running_speech
 from voxrec.voice.audio import RATE, Samples, write_wav
-from voxrec.voice.transcribe import Transcript
+from voxrec.voice.transcribe import Recognizer, Transcript
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "dashboards/app.py"
@@ -150,7 +150,7 @@ def test_what_no_voice_can_say_is_told(speak: AppTest) -> None:
     assert "nothing to say" in speak.error[0].value and not speak.code
 
 
-class Yes:
+class Yes(Recognizer):
     "Hears the same in everything."
 
     def transcribe(self, samples: Samples, **how: object) -> Transcript:

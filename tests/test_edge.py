@@ -24,7 +24,8 @@ from voxrec.serve.speech import running_speech
 from voxrec.voice.actions import open_board
 from voxrec.voice.audio import RATE, Samples, pack_frame, read_audio, write_wav
 from voxrec.voice.device import frames_of, open_wearable
-from voxrec.voice.transcribe import Transcript
+from voxrec.voice.speak import sentences
+from voxrec.voice.transcribe import Recognizer, Transcript
 
 DATA = Path(__file__).parent.parent / "data_samples"
 CLIP = read_audio(DATA / "summon_maintenance.wav")
@@ -54,7 +55,7 @@ name = "security"
 FAST = BridgeConfig(order=OrderConfig(hold_ms=300), patience_s=30)
 
 
-class Prompter:
+class Prompter(Recognizer):
     "Hears in any speech what it is told to."
 
     text, confidence = "Send maintenance to dock 7.", 0.95
@@ -66,10 +67,20 @@ class Prompter:
 
 
 class Beep:
-    "The shortest voice."
+    "The shortest voice: ten milliseconds a sentence."
+
+    name = "beep"
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
 
     def speak(self, text: str) -> tuple[Samples, int]:
-        return np.zeros(160, np.float32), RATE
+        return np.concatenate([samples for samples, _ in self.stream(text)]), RATE
+
+    def stream(self, text: str) -> Iterator[tuple[Samples, int]]:
+        for sentence in sentences(text):
+            self.said.append(sentence)
+            yield np.zeros(160, np.float32), RATE
 
 
 @pytest.fixture
@@ -283,6 +294,26 @@ def test_a_loss_is_asked_about_and_never_acted_on(site: Site, prompter: Prompter
     assert turned.reply == "Shall I call maintenance to dock 7?" and not site.board.calls
     prompter.text = "Yes."
     assert [c[1]["location"] for c in site.say("north-1", CLIP).calls] == ["dock 7"]
+
+
+def test_a_reply_of_two_sentences_is_one_at_the_watch(site: Site, prompter: Prompter) -> None:
+    prompter.text = "Emergency stop!"
+    said = site.say("north-1", CLIP)
+    (reply,) = said.replies
+    assert reply.meta.text == "Emergency stop requested for aisle 12. Say cancel to call it off."
+    assert len(reply.sound()[0]) == 320 and reply.meta.utterance_id == said.turns[0].heard.id
+
+
+def test_usual_replies_are_made_before_anybody_speaks(tenants: Path, prompter: Prompter) -> None:
+    voice, usual = Beep(), "Maintenance has been called to aisle 12."
+    with running_site(Settings(tenants=tenants), recognizer=prompter, voice=voice, config=FAST) as site:
+        ends = time.monotonic() + 10
+        while not ("Security has been called to gate 1." in voice.said and usual in voice.said):
+            assert time.monotonic() < ends, voice.said
+            time.sleep(0.02)
+        prompter.text = "Send maintenance."
+        assert site.say("north-1", CLIP).turns[0].reply == usual
+    assert voice.said.count(usual) == 1
 
 
 def test_a_tenant_knows_only_its_own(site: Site, prompter: Prompter) -> None:

@@ -40,7 +40,7 @@ class Heard(Struct):
     words: bool
 
 
-class Echo:
+class Echo(Recognizer):
     "Says back its prompt and the level it heard; waits, fails or floods when told to."
 
     def __init__(self) -> None:
@@ -262,8 +262,9 @@ def test_full_is_said_with_the_time_to_stay_away(echo: Echo, word: Samples) -> N
 
     async def story(stub: Any) -> None:
         config = Config(sample_rate=RATE)
-        taken = [asyncio.create_task(results(stub, config, spoken(word, 1))) for _ in range(3)]
+        taken = [asyncio.create_task(results(stub, config, spoken(word, 1)))]
         await asyncio.to_thread(echo.wait_for, 1)
+        taken += [asyncio.create_task(results(stub, config, spoken(word, 1))) for _ in range(2)]
         until = time.monotonic() + 10
         while time.monotonic() < until:  # one is recognised, two wait
             try:
@@ -622,3 +623,34 @@ def test_running_leaves_no_thread_behind(echo: Echo, word: Samples) -> None:
         assert not [t.name for t in threading.enumerate() if t.name.startswith(own)]
     with pytest.raises(Unavailable):
         with_stub(address, lambda s: results(s, CONFIG, PAUSE))
+
+
+# ---- early ends
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_pause_after_a_whole_command_ends_it(echo: Echo, word: Samples, whole: bool) -> None:
+    "The partial asked for in a short pause is complete, so nobody waits for the long one."
+    asked: list[tuple[str, str]] = []
+
+    def complete(text: str, tenant: str) -> bool:
+        asked.append((text, tenant))
+        return whole
+
+    pause = np.zeros(int(0.5 * RATE), np.float32)  # shorter than the 0.7 s that end an utterance
+    sound = np.concatenate([PAUSE, word, pause, word, PAUSE, PAUSE])
+    echo.text = "Stop."
+
+    async def story(stub: Any) -> list[Result]:
+        async def as_spoken() -> AsyncIterator[bytes]:
+            for pcm in chunks(sound, 100):
+                yield pcm
+                await asyncio.sleep(0.05)
+
+        config = Config(sample_rate=RATE, partials=True, tenant="north")
+        return [r async for r in recognize(stub, config, as_spoken()) if r.is_final]
+
+    with running_speech(echo, complete=complete) as address:
+        finals = with_stub(address, story)
+    assert set(asked) == {("Stop.", "north")}
+    assert len(finals) == (2 if whole else 1)

@@ -4,18 +4,15 @@
 
 # %% auto #0
 __all__ = ['log', 'MAX_MESSAGE', 'RETRY', 'KEEPALIVE', 'SERVER_OPTIONS', 'BY_CODE', 'CLIENT_OPTIONS', 'OWN_STATUS', 'Limits',
-           'check_config', 'stability', 'Job', 'stopping', 'full', 'Metrics', 'JobQueue', 'RecogniserThread',
-           'final_result', 'Utterance', 'Wire', 'read_config', 'read_audio', 'Telling', 'Stream', 'endpointing',
-           'resampler', 'foreseen', 'refuse', 'SpeechService', 'serving', 'serve_speech', 'running_speech', 'error_of',
-           'connect_speech', 'service_error', 'exchange', 'recognize']
+           'check_config', 'ask_of', 'same_words', 'Agreement', 'final_result', 'Utterance', 'Wire', 'read_config',
+           'read_audio', 'Telling', 'Stream', 'endpointing', 'resampler', 'foreseen', 'refuse', 'Metrics', 'never',
+           'SpeechService', 'serving', 'serve_speech', 'running_speech', 'error_of', 'connect_speech', 'service_error',
+           'exchange', 'recognize']
 
 # %% ../../nbs/70_speech_service.ipynb #0a3fe179
 import asyncio
 import logging
 import signal
-import threading
-import time
-from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -25,30 +22,33 @@ from collections.abc import (
     Coroutine,
     Iterable,
     Iterator,
+    Sequence,
     Set,
 )
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import partial
+from itertools import takewhile
 from typing import Any
 from uuid import uuid4
 
 import grpc
+import numpy as np
 import soxr  # type: ignore[import-untyped]
 from grpc.aio import EOF, AioRpcError, InternalError, ServicerContext
 from msgspec import Struct, field
 from msgspec.structs import replace
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from ..errors import ConfigError, InputError, Overloaded, TimedOut, TooLarge, Unavailable, VoxrecError
+from ..errors import ConfigError, InputError, Overloaded, TimedOut, TooLarge, VoxrecError
 from ..mqtt import background_loop
+from .batcher import Batcher, BatchLimits, Job, Kind, full, stopping
 from ..service import STATUS, status_of
 from ..speech.v1 import speech_pb2_grpc
 from ..speech.v1.speech_pb2 import PCM16, Audio, Config, Request, Result, Word
-from ..telemetry import LATENCY_S, new_registry
+from ..telemetry import new_registry
 from ..voice.audio import RATE, Samples, pcm_to_samples
 from ..voice.endpoint import FRAME, Ended, EndpointConfig, EndpointState, Event, Segmenter, Started, Vad
-from ..voice.transcribe import Recognizer, Transcript
+from ..voice.transcribe import Ask, Recognizer, Transcript
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,6 @@ def check_config(config: Config, limits: Limits) -> None:
         raise InputError(f"sample_rate {config.sample_rate}", hint="Send 8000 to 48000 Hz, best 16000.")
     if config.codec != PCM16:
         raise InputError(f"codec {config.codec} is not served", hint="Decode it, and send PCM16 (codec 0).")
-    if config.language and config.language.lower().split("-")[0] != "en":
-        raise InputError(f"language {config.language!r} is not served", hint="Leave it empty, or say en.")
     for name, text in (("prompt", config.prompt), ("hotwords", " ".join(config.hotwords))):
         if len(text) > limits.prompt_chars:
             raise TooLarge(f"{len(text)} characters of {name}", hint=f"At most {limits.prompt_chars}.")
@@ -84,140 +82,37 @@ def check_config(config: Config, limits: Limits) -> None:
             "the tenant or the device has a name over 64 bytes", hint="Names have 64 bytes or less."
         )
 
+
+def ask_of(config: Config, samples: Samples, words: bool = False) -> Ask:
+    "What a stream asks of the recogniser: en-GB is en to it."
+    language = config.language.lower().split("-")[0]
+    return Ask(
+        samples=samples, prompt=config.prompt, hotwords=tuple(config.hotwords), words=words, language=language
+    )
+
 # %% ../../nbs/70_speech_service.ipynb #6be11f4a
-def stability(before: str, now: str) -> float:
-    "The share of the words of `now`, from its beginning, that stand at the same place in `before`."
-    old, new = ([w.strip(".,!?") for w in text.lower().split()] for text in (before, now))
-    same = 0
-    while same < min(len(old), len(new)) and old[same] == new[same]:
-        same += 1
-    return same / len(new) if new else 0.0
-
-# %% ../../nbs/70_speech_service.ipynb #354d2bf2
-class Job(Struct, eq=False, kw_only=True):
-    "What one stream wants recognised. `answer` may be cancelled as long as it waits."
-
-    stream: str
-    samples: Samples
-    final: bool
-    prompt: str = ""
-    hotwords: tuple[str, ...] = ()
-    words: bool = False
-    asked: float = field(default_factory=time.perf_counter)
-    answer: Future[Transcript] = field(default_factory=Future)
-
-    @property
-    def kind(self) -> str:
-        return "final" if self.final else "partial"
+def same_words(before: Sequence[str], now: Sequence[str]) -> int:
+    "How many words both begin with, whatever their case and punctuation."
+    pairs = zip(before, now, strict=False)
+    same = ((a.strip(".,!?").lower(), b.strip(".,!?").lower()) for a, b in pairs)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], same))
 
 
-def stopping() -> Unavailable:
-    return Unavailable("the service is stopping", hint="Connect again.")
+class Agreement(Struct):
+    "What was heard last, and the words that are confirmed."
 
+    heard: list[str] = field(default_factory=list)
+    confirmed: list[str] = field(default_factory=list)
 
-def full(why: str, after_s: float) -> Overloaded:
-    return Overloaded(why, retry_after_s=after_s, hint=f"Try again in {after_s:.1f} s.")
-
-
-class Metrics:
-    "What the service counts, on a registry that is passed in."
-
-    def __init__(self, registry: CollectorRegistry):
-        def counter(name: str, help: str, *labels: str) -> Counter:
-            return Counter(f"voxrec_speech_{name}", help, labels, registry=registry)
-
-        def seconds(name: str, help: str) -> Histogram:
-            name = f"voxrec_speech_{name}_seconds"
-            return Histogram(name, help, ["kind"], registry=registry, buckets=LATENCY_S)
-
-        self.streams = Gauge("voxrec_speech_streams", "Open streams", registry=registry)
-        self.ended = counter("ended", "Streams by the status they ended with", "code")
-        self.results = counter("results", "Results written", "kind")
-        self.dropped = counter("dropped_partials", "Partials that something newer replaced")
-        self.wait = seconds("wait", "Time until the recogniser begins")
-        self.work = seconds("work", "Time that the recogniser takes")
-
-# %% ../../nbs/70_speech_service.ipynb #275255ee
-class JobQueue:
-    "Jobs of all streams: finals in the order they came, then partials. Safe to use from any thread."
-
-    def __init__(self, limits: Limits, metrics: Metrics):
-        self.limits, self.metrics, self.mean_s = limits, metrics, 0.5
-        self._finals: deque[Job] = deque()
-        self._partials: dict[str, Job] = {}
-        self._changed, self._closed = threading.Condition(), False
-
-    def submit(self, job: Job) -> Future[Transcript]:
-        "Queue a job. Raises Overloaded when too many finals wait, Unavailable once closed."
-        with self._changed:
-            if self._closed:
-                raise stopping()
-            if (stale := self._partials.pop(job.stream, None)) and stale.answer.cancel():
-                self.metrics.dropped.inc()
-            if job.final:
-                self.check_room()
-                self._finals.append(job)
-            else:
-                self._partials[job.stream] = job
-            self._changed.notify()
-        return job.answer
-
-    def check_room(self) -> None:
-        "Raises Overloaded when a final would not be taken."
-        with self._changed:  # reentrant
-            self._finals = deque(j for j in self._finals if not j.answer.cancelled())
-            if (waiting := len(self._finals)) >= self.limits.waiting:
-                raise full(f"{waiting} utterances wait already", max(0.1, waiting * self.mean_s))
-
-    def take(self) -> Job | None:
-        "The next job, when there is one; None once closed."
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._finals or self._partials)
-            if self._closed:
-                return None
-            return self._finals.popleft() if self._finals else self._partials.pop(next(iter(self._partials)))
-
-    def close(self) -> list[Job]:
-        "Take nothing more; gives what waited."
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        return [*self._finals, *self._partials.values()]
-
-# %% ../../nbs/70_speech_service.ipynb #4cc61816
-class RecogniserThread:
-    "The one thread that recognises."
-
-    def __init__(self, recognizer: Recognizer, queue: JobQueue):
-        self.recognizer, self.queue = recognizer, queue
-        self._thread = threading.Thread(target=self._run, name="recogniser", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        "End it after its present job; what waits is told."
-        left = self.queue.close()
-        self._thread.join()
-        for job in left:
-            if job.answer.set_running_or_notify_cancel():
-                job.answer.set_exception(stopping())
-
-    def _run(self) -> None:
-        while job := self.queue.take():
-            if job.answer.set_running_or_notify_cancel():
-                self._recognise(job)
-
-    def _recognise(self, job: Job) -> None:
-        began = time.perf_counter()
-        try:
-            transcribe = partial(self.recognizer.transcribe, prompt=job.prompt, hotwords=job.hotwords)
-            job.answer.set_result(transcribe(job.samples, words=job.words))
-        except Exception as e:  # it is the stream's to tell
-            job.answer.set_exception(e)
-        took = time.perf_counter() - began
-        if job.final:
-            self.queue.mean_s += 0.2 * (took - self.queue.mean_s)
-        self.queue.metrics.wait.labels(job.kind).observe(began - job.asked)
-        self.queue.metrics.work.labels(job.kind).observe(took)
+    def take(self, text: str) -> tuple[str, float]:
+        "What to tell of what is heard now, and the share of its words that are confirmed."
+        now, known = text.split(), len(self.confirmed)
+        agreed = same_words(self.heard, now)
+        if agreed > known and same_words(self.confirmed, now) == known:
+            self.confirmed += now[known:agreed]
+        self.heard = now
+        told = [*self.confirmed, *now[len(self.confirmed) :]]
+        return " ".join(told), len(self.confirmed) / len(told) if told else 0.0
 
 # %% ../../nbs/70_speech_service.ipynb #a93a4c5f
 def final_result(utterance_id: str, transcript: Transcript, ended: Ended, words: bool) -> Result:
@@ -245,7 +140,8 @@ class Utterance:
 
     def __init__(self, utterance_id: str, start_ms: int):
         self.id, self.start_ms = utterance_id, start_ms
-        self.told, self.asked = "", 0  # the latest partial; samples of speech in the latest one asked for
+        self.agreement, self.complete = Agreement(), False  # `complete`: by the latest partial
+        self.asked = self.said = 0  # samples of speech in the latest partial asked for, and told
         self.partial: asyncio.Future[Transcript] | None = None
         self._work: Future[Transcript] | None = None
 
@@ -265,11 +161,12 @@ class Utterance:
         transcript, self.partial = self.partial.result(), None
         if not transcript.text:
             return None
-        before, self.told = self.told, transcript.text
+        text, stable = self.agreement.take(transcript.text)
+        self.said = self.asked
         return Result(
             utterance_id=self.id,
-            stability=stability(before, self.told),
-            text=self.told,
+            stability=stable,
+            text=text,
             start_ms=self.start_ms,
             end_ms=self.start_ms + self.asked * 1000 // RATE,
             language=transcript.language,
@@ -346,11 +243,9 @@ class Telling:
         self.id, self.count = uuid4().hex[:12], 0
         self.utterance: Utterance | None = None
 
-    def submit(self, samples: Samples, final: bool) -> Future[Transcript]:
-        config = self.config
-        job = Job(stream=self.id, samples=samples, final=final, prompt=config.prompt)
-        job.hotwords, job.words = tuple(config.hotwords), final and config.words
-        return self.service.queue.submit(job)
+    def submit(self, samples: Samples, kind: Kind) -> Future[Transcript]:
+        ask = ask_of(self.config, samples, kind == "final" and self.config.words)
+        return self.service.batcher.submit(Job(stream=self.id, ask=ask, kind=kind))
 
     async def tell(self, result: Result) -> None:
         await self.wire.write(result)
@@ -362,7 +257,14 @@ class Telling:
             speech = len(state.samples) - state.silent * FRAME
             pausing = state.silent_ms >= self.limits.pause_ms
             if self.utterance.due(speech, 1 if pausing else self.limits.partial_ms * RATE // 1000):
-                self.utterance.ask(self.submit(state.samples, final=False), speech)
+                self.utterance.ask(self.submit(state.samples, "partial"), speech)
+
+    def is_complete(self, state: EndpointState) -> bool:
+        "Whether the speaker pauses after what is a whole command already."
+        if self.utterance is None or self.config.push_to_talk or state.silent_ms < self.limits.pause_ms:
+            return False
+        speech = len(state.samples) - state.silent * FRAME
+        return self.utterance.complete and self.utterance.said >= speech
 
     async def meanwhile(self) -> Set[Any]:
         "Tell a partial that is ready. What to wake up for: the next one, or the wish to stop."
@@ -371,6 +273,7 @@ class Telling:
                 raise stopping()
             return {self.service.stopping}
         if result := self.utterance.take():
+            self.utterance.complete = self.service.complete(result.text, self.config.tenant)
             await self.tell(result)
         return {self.utterance.partial} if self.utterance.partial else set()
 
@@ -382,6 +285,7 @@ class Stream(Telling):
         "Serve it to its end. Raises VoxrecError; CancelledError when the client is gone."
         try:
             self.config = await read_config(self.wire)
+            self.service.batcher.recognizer.check(ask_of(self.config, np.empty(0, np.float32)))
             resample = resampler(self.config.sample_rate)
             segmenter = Segmenter(
                 self.service.vad, endpointing(self.service.endpoint, self.config.push_to_talk)
@@ -390,6 +294,8 @@ class Stream(Telling):
                 samples = resample(pcm_to_samples(pcm))
                 await self.on(await self.service.on_vad(segmenter.push, samples))
                 self.ask_partial(segmenter.state)
+                if self.is_complete(segmenter.state):
+                    await self.on(await self.service.on_vad(segmenter.finish))
             await self.on(await self.service.on_vad(segmenter.finish))
             if await self.wire.read() is not None:
                 raise InputError("a message after the end", hint="Open a stream for what comes next.")
@@ -401,12 +307,12 @@ class Stream(Telling):
         "Utterances that begin and end."
         for event in events:
             if isinstance(event, Started):
-                self.service.queue.check_room()  # better now than after a sentence
+                self.service.batcher.check_room()  # better now than after a sentence
                 self.count += 1
                 self.utterance = Utterance(f"{self.id}-{self.count}", event.start_ms)
             elif self.utterance:
                 self.utterance.drop()
-                transcript = await asyncio.wrap_future(self.submit(event.samples, final=True))
+                transcript = await asyncio.wrap_future(self.submit(event.samples, "final"))
                 await self.tell(final_result(self.utterance.id, transcript, event, self.config.words))
                 self.utterance = None
 
@@ -444,17 +350,35 @@ async def refuse(context: ServicerContext, error: VoxrecError, limit_s: float) -
             await context.abort(getattr(grpc.StatusCode, status_of(error)[1]), message, tuple(after))
 
 # %% ../../nbs/70_speech_service.ipynb #43d9bf9d
+class Metrics:
+    "What the service counts, on a registry that is passed in."
+
+    def __init__(self, registry: CollectorRegistry):
+        def counter(name: str, help: str, label: str) -> Counter:
+            return Counter(f"voxrec_speech_{name}", help, [label], registry=registry)
+
+        self.streams = Gauge("voxrec_speech_streams", "Open streams", registry=registry)
+        self.ended = counter("ended", "Streams by the status they ended with", "code")
+        self.results = counter("results", "Results written", "kind")
+
+
+def never(text: str, tenant: str) -> bool:
+    "No text of any tenant is known to be complete."
+    return False
+
+# %% ../../nbs/70_speech_service.ipynb #1e2ec27f
 class SpeechService(speech_pb2_grpc.SpeechServicer):
     "StreamingRecognize for many streams at once. To be made on the event loop that serves it."
 
     def __init__(
-        self, recognizer: Recognizer, registry: CollectorRegistry, endpoint: EndpointConfig, limits: Limits
-    ):
-        self.endpoint, self.limits, self.metrics, self.open = endpoint, limits, Metrics(registry), 0
-        self.queue = JobQueue(limits, self.metrics)
+        self, recognizer: Recognizer, registry: CollectorRegistry, endpoint: EndpointConfig, limits: Limits,
+        complete: Callable[[str, str], bool],
+    ):  # fmt: skip
+        self.endpoint, self.limits, self.complete = endpoint, limits, complete
+        self.metrics, self.open = Metrics(registry), 0
         self.stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.vad, self._vad_thread = Vad(), ThreadPoolExecutor(1, "vad")
-        self._recogniser = RecogniserThread(recognizer, self.queue)
+        self.batcher = Batcher(recognizer, registry, BatchLimits(waiting=limits.waiting))
 
     async def on_vad(self, call: Callable[..., list[Event]], *args: Samples) -> list[Event]:
         return await asyncio.get_running_loop().run_in_executor(self._vad_thread, call, *args)
@@ -463,7 +387,7 @@ class SpeechService(speech_pb2_grpc.SpeechServicer):
         stream, error, code = Stream(self, context), None, "CANCELLED"
         self._count(1)
         try:
-            self.queue.check_room()
+            self.batcher.check_room()
             if self.open > self.limits.streams:
                 raise full(f"{self.limits.streams} streams are open already", 1.0)
             await stream.run()
@@ -484,8 +408,7 @@ class SpeechService(speech_pb2_grpc.SpeechServicer):
         self.metrics.streams.set(self.open)
 
     def close(self) -> None:
-        "End its threads."
-        self._recogniser.close()
+        self.batcher.close()
         self._vad_thread.shutdown()
 
 # %% ../../nbs/70_speech_service.ipynb #a30f628c
@@ -507,15 +430,19 @@ async def serving(
     *,
     endpoint: EndpointConfig | None = None,
     limits: Limits | None = None,
+    complete: Callable[[str, str], bool] = never,
     drain_s: float = 10,
 ) -> AsyncIterator[int]:
-    "Serve while the block lasts; gives the port (0: a free one). Raises ConfigError when it is taken."
+    """Serve while the block lasts; gives the port (0: a free one). Raises ConfigError when it is taken.
+
+    `complete`: whether a text is all that this tenant's speaker will say, so that a pause ends the utterance.
+    """
     server = grpc.aio.server(options=SERVER_OPTIONS)
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError:
         raise ConfigError(f"cannot listen on {host}:{port}", hint="Choose another port.") from None
-    service = SpeechService(recognizer, registry, endpoint or EndpointConfig(), limits or Limits())
+    service = SpeechService(recognizer, registry, endpoint or EndpointConfig(), limits or Limits(), complete)
     speech_pb2_grpc.add_SpeechServicer_to_server(service, server)
     await server.start()
     log.info("listening", extra={"service": "speech", "address": f"{host}:{bound}"})
@@ -551,11 +478,15 @@ def running_speech(
     *,
     endpoint: EndpointConfig | None = None,
     limits: Limits | None = None,
+    complete: Callable[[str, str], bool] = never,
     drain_s: float = 1,
 ) -> Iterator[str]:
     "Run the service on a background thread; gives `host:port`, and drains it at the end."
     registry = registry or new_registry("speech")
-    up = serving(recognizer, host, port, registry, endpoint=endpoint, limits=limits, drain_s=drain_s)
+    up = serving(
+        recognizer, host, port, registry,
+        endpoint=endpoint, limits=limits, complete=complete, drain_s=drain_s,
+    )  # fmt: skip
     with background_loop("speech") as loop:
         bound = asyncio.run_coroutine_threadsafe(up.__aenter__(), loop).result(60)
         try:

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['log', 'RATE', 'Samples', 'FORMATS', 'PLAUSIBLE', 'MAX_FILE', 'SHORTER_FILES', 'FLOOR_DB', 'VERSION', 'HEADER',
            'CODECS', 'RATE_CODES', 'MAX_PAYLOAD', 'SHORTER', 'WHOLE', 'LAYOUT', 'pcm_to_samples', 'samples_to_pcm',
-           'resample', 'read_audio', 'write_wav', 'chunks', 'level_db', 'mix_noise', 'Frame', 'pack_frame',
-           'unpack_frame']
+           'resample', 'audio_blocks', 'read_audio', 'write_wav', 'chunks', 'level_db', 'mix_noise', 'Frame',
+           'pack_frame', 'unpack_frame']
 
 # %% ../../nbs/10_audio.ipynb #0f57c9f4
 import io
 import logging
 import struct
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import av
 import numpy as np
@@ -77,12 +78,10 @@ def _mono(frame: Any) -> Samples:
     return np.clip(rows.mean(axis=0, dtype=np.float32), -1, 1)
 
 # %% ../../nbs/10_audio.ipynb #f204aa5c
-def _frames(data: bytes) -> Iterator[Any]:
-    "Decoded audio frames of a file's bytes; undecodable packets are skipped and told."
+def _frames(file: BinaryIO) -> Iterator[Any]:
+    "Decoded audio frames of an open file; undecodable packets are skipped and told."
     skipped = 0
-    with av.open(
-        io.BytesIO(data), "r", metadata_errors="ignore", options={"protocol_whitelist": "none"}
-    ) as container:
+    with av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"}) as container:
         if not container.streams.audio:
             raise InputError(f"this {container.format.name} file has no sound in it", hint=FORMATS)
         packets = container.demux(container.streams.audio[0])
@@ -124,36 +123,65 @@ def _at_rate(frames: Iterator[Any], max_s: float) -> Iterator[Samples]:
         yield stream.resample_chunk(np.empty(0, np.float32), last=True)
 
 # %% ../../nbs/10_audio.ipynb #775161f4
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise NotFound(f"there is no file {path}", hint="Check the path.")
-    if (size := path.stat().st_size) > MAX_FILE:
-        raise TooLarge(f"{path.name} has {size:,} bytes; {MAX_FILE:,} are allowed", hint=SHORTER_FILES)
-    return path.read_bytes()
+def _opened(source: Path | bytes | BinaryIO) -> tuple[str, AbstractContextManager[BinaryIO]]:
+    "What to call it, and the open file. Raises NotFound and TooLarge."
+    if isinstance(source, bytes):
+        return f"{len(source):,} bytes", io.BytesIO(source)
+    if not isinstance(source, Path):
+        return "the audio", nullcontext(source)
+    if not source.is_file():
+        raise NotFound(f"there is no file {source}", hint="Check the path.")
+    if (size := source.stat().st_size) > MAX_FILE:
+        raise TooLarge(f"{source.name} has {size:,} bytes; {MAX_FILE:,} are allowed", hint=SHORTER_FILES)
+    return source.name, source.open("rb")
 
 
 MAX_FILE = 2**30  # bytes: an hour in stereo at 48 kHz and 24 bits just fits
 SHORTER_FILES = "Cut it into shorter files."
 
 
-def read_audio(source: Path | bytes, max_s: float = 3600) -> Samples:
-    """`samples` of a file, or of a file's bytes, in any format that FFmpeg reads.
+def _joined(parts: Iterable[Samples], size: int) -> Iterator[Samples]:
+    "The parts in blocks of at least `size` samples, but for the last."
+    held, n = list[Samples](), 0
+    for part in parts:
+        held.append(part)
+        n += len(part)
+        if n >= size:
+            yield np.concatenate(held)
+            held, n = [], 0
+    if n:
+        yield np.concatenate(held)
 
-    Raises NotFound for a path without a file, TooLarge beyond `max_s` seconds, and InputError for what is no
-    audio, is empty, or is broken so early that nothing is left."""
-    name = source.name if isinstance(source, Path) else f"{len(source):,} bytes"
+# %% ../../nbs/10_audio.ipynb #cbebcb88
+def audio_blocks(
+    source: Path | bytes | BinaryIO, max_s: float = 3600, block_s: float = 10
+) -> Iterator[Samples]:
+    """The samples of a recording in any format that FFmpeg reads, in blocks, as they are asked for.
+
+    `source`: a path, a file's bytes, or an open file, which can be sought. Raises NotFound for a path without
+    a file, TooLarge beyond `max_s` seconds, and InputError for what is no audio, is empty, or is broken so
+    early that nothing is left.
+    """
+    name, opening = _opened(source)
+    found = False
     try:
-        data = source if isinstance(source, bytes) else _read(source)
-        samples = np.concatenate([np.empty(0, np.float32), *_at_rate(_frames(data), max_s)])
-    except (NotFound, TooLarge):
+        with opening as file:
+            for block in _joined(_at_rate(_frames(file), max_s), int(block_s * RATE)):
+                found = True
+                yield np.clip(block, -1, 1)
+    except TooLarge:
         raise
     except InputError as e:
         raise InputError(f"{name}: {e.message}", hint=e.hint) from None
     except (av.error.FFmpegError, OSError) as e:
         raise InputError(f"{name}: not readable as audio ({e.strerror})", hint=FORMATS) from None
-    if not samples.size:
+    if not found:
         raise InputError(f"{name}: no audio in it, only a header", hint=FORMATS)
-    return np.clip(samples, -1, 1)
+
+
+def read_audio(source: Path | bytes, max_s: float = 3600) -> Samples:
+    "A whole recording's samples. Raises what `audio_blocks` does."
+    return np.concatenate(list(audio_blocks(source, max_s)))
 
 # %% ../../nbs/10_audio.ipynb #80b8734a
 def write_wav(path: Path | None, samples: Samples, rate: int = RATE) -> bytes:
