@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -35,8 +35,8 @@ from voxrec.serve.bridge import (
 )
 from voxrec.speech.v1.speech_pb2 import Result
 from voxrec.speech.v1.speech_pb2_grpc import SpeechServicer, add_SpeechServicer_to_server
-from voxrec.voice.audio import RATE, Frame, pack_frame
-from voxrec.voice.device import Reply, ReplyMeta, State, frames_of, open_wearable
+from voxrec.voice.audio import RATE, Frame, pack_frame, write_wav
+from voxrec.voice.device import Reply, ReplyMeta, Speaker, State, frames_of, open_wearable
 
 TENANT = Tenant(id="north", devices={f"watch-{n}": Device(zone=f"aisle {n}") for n in range(50)})
 LETTERS = " abcdefghij"
@@ -120,9 +120,9 @@ async def scene(mqtt_broker: Any) -> AsyncIterator[Scene]:
 async def staged(broker: Any, config: BridgeConfig = FAST) -> AsyncIterator[Scene]:
     heard: list[Utterance] = []
 
-    async def answer(utterance: Utterance) -> Reply:
+    async def answer(utterance: Utterance) -> AsyncGenerator[Reply, None]:
         heard.append(utterance)
-        return Reply(ReplyMeta(utterance_id=utterance.id, heard=utterance.text, text="yes"), b"RIFF")
+        yield Reply(ReplyMeta(utterance_id=utterance.id, heard=utterance.text, text="yes"), b"RIFF")
 
     speech = Speech()
     await speech.start()
@@ -239,11 +239,11 @@ async def test_nobody_waits_for_the_answer_to_another_order(scene: Scene) -> Non
     "'Stop the line' while the call before it is not acknowledged; both begin in the order they were said."
     may, begun = asyncio.Event(), []
 
-    async def answer(utterance: Utterance) -> Reply:
+    async def answer(utterance: Utterance) -> AsyncGenerator[Reply, None]:
         begun.append(utterance.text)
         if utterance.text == "abc":
             await may.wait()
-        return Reply(ReplyMeta(utterance_id=utterance.id, heard=utterance.text, text="yes"), b"RIFF")
+        yield Reply(ReplyMeta(utterance_id=utterance.id, heard=utterance.text, text="yes"), b"RIFF")
 
     scene.bridge.answer = answer
     async with scene.mqtt.subscribe("wearable/watch-0/reply/meta") as replies:
@@ -275,9 +275,10 @@ async def test_the_reply_is_lost_with_the_broker(scene: Scene) -> None:
     may = asyncio.Event()
     good = scene.bridge.answer
 
-    async def answer(utterance: Utterance) -> Reply | None:
+    async def answer(utterance: Utterance) -> AsyncGenerator[Reply, None]:
         await may.wait()
-        return await good(utterance)
+        async for reply in good(utterance):
+            yield reply
 
     scene.bridge.answer = answer
     async with connect_mqtt(scene.broker.url) as mqtt, open_wearable(mqtt, "watch-0", speed=0) as watch:
@@ -430,6 +431,124 @@ async def test_cancelled_is_not_answered(scene: Scene) -> None:
     await scene.send(utterance("fed", first_seq=106))
     await scene.until(lambda: scene.heard)
     assert scene.texts == ["fed"]
+
+
+class Talker:
+    "Answers in six parts, each a tenth of a second of its own level; the third and later ones when it `may`."
+
+    def __init__(self, may: bool = True) -> None:
+        self.made: list[int] = []
+        self.may, self.closed = asyncio.Event(), asyncio.Event()
+        if may:
+            self.may.set()
+
+    async def __call__(self, utterance: Utterance) -> AsyncGenerator[Reply, None]:
+        try:
+            for part in range(1, 7):
+                if part > 2:
+                    await self.may.wait()
+                self.made.append(part)
+                id = utterance.id + (f".{part}" if part > 1 else "")
+                meta = ReplyMeta(utterance_id=id, heard=utterance.text, text="a lot", part=part)
+                yield Reply(meta, write_wav(None, np.full(RATE // 10, part / 10, np.float32)))
+        finally:
+            self.closed.set()
+
+
+@asynccontextmanager
+async def listening(scene: Scene) -> AsyncIterator[tuple[Any, list[float]]]:
+    "A watch with a speaker, and the level of each block that it plays."
+    played: list[float] = []
+    speaker = Speaker(lambda samples, rate: played.append(round(float(samples[0]), 1)))
+    async with open_wearable(scene.mqtt, "watch-0", speed=0, speaker=speaker) as watch:
+        yield watch, played
+
+
+async def cut_in(scene: Scene, talker: Talker) -> None:
+    "Once the bridge knows that somebody has cut in: what the talker makes now is not sent, and it is closed."
+    await scene.until(lambda: scene.bridge.ears["watch-0"].cut_in > 1)
+    talker.may.set()
+    await asyncio.wait_for(talker.closed.wait(), 5)
+    assert talker.made == [1, 2, 3] and scene.dropped("cut in") == 1
+
+
+async def test_a_reply_in_parts_is_played_in_order_and_kept_whole(scene: Scene) -> None:
+    scene.bridge.answer = Talker()
+    async with listening(scene) as (watch, played):
+        turn = await watch.say(tones("abc"))
+        await scene.until(lambda: not watch.speaker.playing)
+    (reply,) = turn.replies
+    samples, rate = reply.sound()
+    assert [round(float(x), 1) for x in samples[:: RATE // 10]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert played == [level for level in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6) for _ in range(5)]
+    assert reply.meta.size == len(reply.audio) and reply.meta.part == 1 and rate == RATE
+
+
+async def test_to_a_watch_that_knows_of_no_parts_they_are_replies(scene: Scene) -> None:
+    "It reads utterance_id, heard and text, and takes an id that it has had for a double."
+    scene.bridge.answer = Talker()
+    async with scene.mqtt.subscribe("wearable/watch-0/reply/meta", "wearable/watch-0/reply") as inbox:
+        await scene.send(utterance("abc"))
+        got = [await inbox.get(5) for _ in range(12)]
+    metas = [msgspec.json.decode(m.payload) for m in got[::2]]
+    assert len({m["utterance_id"] for m in metas}) == 6 and {m["heard"] for m in metas} == {"abc"}
+    assert [m.topic for m in got] == ["wearable/watch-0/reply/meta", "wearable/watch-0/reply"] * 6
+    assert all(m.payload[:4] == b"RIFF" for m in got[1::2])
+
+
+async def test_the_wearer_cuts_in(scene: Scene) -> None:
+    "Nothing more is played, sent or made; the turn ends, and the next reply is heard."
+    scene.bridge.answer = talker = Talker(may=False)
+    async with listening(scene) as (watch, played):
+        saying = asyncio.create_task(watch.say(tones("abc")))
+        await scene.until(lambda: played)
+        await watch.interrupt()
+        count = len(played)
+        await cut_in(scene, talker)
+        assert (await saying).finished
+        await asyncio.sleep(0.1)
+        assert len(played) == count < 10
+        scene.bridge.answer = Talker()
+        again = await watch.say(tones("cba"))
+        await scene.until(lambda: not watch.speaker.playing)
+    assert len(again.replies) == 1 and played[count:].count(0.6) == 5
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+async def test_speaking_is_cutting_in(scene: Scene, numbered: bool) -> None:
+    "A watch that knows of no `quiet` begins its next utterance; the reply that has begun ends there."
+    scene.bridge.answer = talker = Talker(may=False)
+    async with scene.mqtt.subscribe("wearable/watch-0/reply") as replies:
+        await scene.send(utterance("abc"))
+        await replies.get(5)
+        if numbered:
+            await scene.send(utterance("cd", first_seq=103)[:1])
+        else:
+            await scene.mqtt.publish("wearable/watch-0/control", b'{"kind": "start"}')
+        await cut_in(scene, talker)
+
+
+async def test_a_reply_that_has_not_begun_is_not_cut(scene: Scene) -> None:
+    "It may be that of another order, and nobody has heard anything of it."
+    async with scene.mqtt.subscribe("wearable/watch-0/reply") as replies:
+        scene.bridge.answer = Talker()
+        for _ in range(3):
+            await scene.mqtt.publish("wearable/watch-0/control", b'{"kind": "quiet"}')
+        await scene.send(utterance("abc"))
+        assert [len((await replies.get(5)).payload) for _ in range(6)]
+    assert scene.dropped("cut in") == 0
+
+
+async def test_cutting_in_on_one_watch_leaves_the_others(scene: Scene) -> None:
+    async with scene.mqtt.subscribe("wearable/watch-1/reply") as replies:
+        scene.bridge.answer = talker = Talker(may=False)
+        await scene.send(utterance("abc"), "watch-1")
+        await replies.get(5)
+        for _ in range(2):
+            await scene.mqtt.publish("wearable/watch-0/control", b'{"kind": "quiet"}')
+        await scene.until(lambda: (ear := scene.bridge.ears.get("watch-0")) and ear.cut_in == 2)
+        talker.may.set()
+        assert [len((await replies.get(5)).payload) for _ in range(5)] and talker.made[-1] == 6
 
 
 async def test_a_device_that_vanishes_causes_nothing(mqtt_broker: Any) -> None:

@@ -6,7 +6,7 @@
 __all__ = ['log', 'Step', 'KEPT_S', 'PIECE', 'AGAIN_S', 'Answer', 'TURN_S', 'OUTAGE_MS', 'Whose', 'REFUSE_EVERY_MS', 'FRESH_S',
            'TICK_S', 'OrderConfig', 'Begin', 'Sound', 'Lost', 'End', 'Missing', 'Dropped', 'Order', 'distance',
            'order_step', 'Kept', 'Tape', 'on_tape', 'listen', 'Utterance', 'BridgeConfig', 'Mouth', 'config_of',
-           'utterance_of', 'turn_of', 'answer_final', 'listen_to', 'Talk', 'Ear', 'cancel_talks', 'take_frame',
+           'utterance_of', 'say', 'turn_of', 'answer_final', 'listen_to', 'Talk', 'Ear', 'cancel_talks', 'take_frame',
            'note_outage', 'take_raw', 'take_hello', 'take_control', 'take_time', 'take_message', 'Strangers', 'Bridge',
            'read', 'send', 'tick', 'open_bridge']
 
@@ -14,7 +14,7 @@ __all__ = ['log', 'Step', 'KEPT_S', 'PIECE', 'AGAIN_S', 'Answer', 'TURN_S', 'OUT
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from itertools import count
 from zlib import crc32
@@ -328,7 +328,7 @@ class Utterance(Struct, frozen=True, kw_only=True):
     words: tuple[tuple[str, float], ...] = ()
 
 
-Answer = Callable[[Utterance], Awaitable[Reply | None]]
+Answer = Callable[[Utterance], AsyncGenerator[Reply, None]]
 
 
 class BridgeConfig(Struct, frozen=True, kw_only=True):
@@ -403,6 +403,19 @@ def utterance_of(talk: "Talk", result: Result, number: int) -> Utterance:
         words=tuple((w.text, w.probability) for w in result.words),
     )
 
+# %% ../../nbs/71_bridge.ipynb #65f8e85f
+async def say(talk: "Talk", parts: AsyncIterator[Reply]) -> None:
+    "Send a reply's parts as they come, until the wearer cuts in."
+    cut_in: int | None = None
+    async for part in parts:
+        if cut_in is None:
+            cut_in = talk.ear.cut_in
+        elif cut_in != talk.ear.cut_in:
+            return talk.ear.mouth.drop("cut in")
+        talk.replies.append(part)
+        talk.ear.mouth.reply(part)
+    return None
+
 # %% ../../nbs/71_bridge.ipynb #8469fe07
 TURN_S = 2.0  # an emergency stop does not wait longer for whatever was said before it
 
@@ -420,11 +433,11 @@ async def answer_final(talk: "Talk", result: Result, number: int) -> str:
     ear = talk.ear
     await turn_of(talk)
     try:
-        async with asyncio.timeout(ear.bridge.config.answer_s):
-            reply = await ear.bridge.answer(utterance_of(talk, result, number))
-        if reply is not None:
-            talk.replies.append(reply)
-            ear.mouth.reply(reply)
+        async with (
+            asyncio.timeout(ear.bridge.config.answer_s),
+            aclosing(ear.bridge.answer(utterance_of(talk, result, number))) as parts,
+        ):
+            await say(talk, parts)
     except TimeoutError:
         return "the answer took too long"
     except Exception:
@@ -493,12 +506,12 @@ class Ear:
         self.talk: Talk | None = None  # whose sound is coming
         self.latest: Talk | None = None  # the same, or the one before
         self.talks: set[Talk] = set()
-        self.heard_ms = self.begun_ms = 0
+        self.heard_ms = self.begun_ms = self.cut_in = 0  # cut_in: how often the wearer did
         self.connection = 0 if bridge.fresh else bridge.mqtt.connection
 
     def begin(self, rate: int, now_ms: int) -> None:
         self.end()
-        self.heard_ms, self.begun_ms = now_ms, max(now_ms, self.begun_ms + 1)
+        self.heard_ms, self.begun_ms, self.cut_in = now_ms, max(now_ms, self.begun_ms + 1), self.cut_in + 1
         self.talk = self.latest = Talk(self, rate, self.begun_ms)
         self.talks.add(self.talk)
         self.mouth.tell(State(state="listening", stream=self.talk.id, next_seq=self.order.next_seq))
@@ -602,6 +615,8 @@ def take_control(ear: Ear, kind: str, now_ms: int) -> None:
             ear.end()
         case "cancel":
             cancel_talks(ear)
+        case "quiet":
+            ear.cut_in += 1
 
 # %% ../../nbs/71_bridge.ipynb #333cf8bf
 def take_time(ear: Ear, now_ms: int) -> None:

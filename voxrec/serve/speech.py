@@ -288,9 +288,8 @@ class Stream(Telling):
             self.config = await read_config(self.wire)
             self.service.batcher.recognizer.check(ask_of(self.config, np.empty(0, np.float32)))
             resample = resampler(self.config.sample_rate)
-            segmenter = Segmenter(
-                self.service.vad, endpointing(self.service.endpoint, self.config.push_to_talk)
-            )
+            usual = self.service.endpoint
+            segmenter = Segmenter(self.service.vad, endpointing(usual, self.config.push_to_talk))
             async for pcm in read_audio(self.wire):
                 self.heard_s = time.monotonic()
                 samples = resample(pcm_to_samples(pcm), False)

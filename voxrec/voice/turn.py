@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHICH', 'ASK_MS', 'UNDO_MS', 'describe', 'sentence', 'said_of', 'question_of', 'declined', 'reply_of',
-           'still_pending', 'Tenants', 'Understands', 'Performs', 'Dialogue', 'Dialogues', 'Directories', 'Turned',
-           'unheard', 'Turn']
+           'usual_replies', 'still_pending', 'Tenants', 'Understands', 'Performs', 'Dialogue', 'Dialogues',
+           'Directories', 'Turned', 'unheard', 'Turn']
 
 # %% ../../nbs/21_turn.ipynb #4eeeab26
 import time
@@ -85,6 +85,19 @@ def reply_of(
     if decision.kind == "confirm":
         return question_of(decision)
     return declined(decision, understood.intent if understood else "", last_reply)
+
+# %% ../../nbs/21_turn.ipynb #d091d43d
+def usual_replies(tenant: Tenant) -> list[str]:
+    "What will be said often on a tenant's devices, in the very words; the fixed sentences first."
+    reasons = ("unclear", "too_long", "dropped", "repeat", "nothing_pending")
+    fixed = [declined(Decision(kind="ignore", reason=r, why=""), "CANCEL", "") for r in reasons]
+    fixed += [declined(Decision(kind="cloud", why=""), "", ""), *(f"{which}?" for which in WHICH.values())]
+    zones = list(dict.fromkeys(device.zone for device in tenant.devices.values() if device.zone))
+    likely = [Action(id="", kind="stop", location=zone) for zone in ("", *zones)]
+    likely += [Action(id="", kind="dial", person=person.name) for person in tenant.people]
+    likely += [Action(id="", kind="summon", team=t.name, location=z) for z in zones for t in tenant.teams]
+    done = Outcome(id="", status="done")
+    return list(dict.fromkeys([*fixed, *(said_of(action, done) for action in likely)]))
 
 # %% ../../nbs/21_turn.ipynb #72e4cd1e
 ASK_MS, UNDO_MS = 10_000, 30_000
