@@ -42,7 +42,7 @@ from ..voice.device import Turn as Sent
 from ..voice.intent import IntentModel, open_intent
 from ..voice.speak import Remembering, Voice, open_voice
 from ..voice.transcribe import Recognizer, open_recognizer
-from ..voice.turn import Turn, Turned, usual_replies
+from ..voice.turn import Turn, Turned, usual_replies, whole_commands
 
 log = logging.getLogger(__name__)
 
@@ -277,7 +277,10 @@ def running_site(
     with ExitStack() as stack:
         mqtt_url = settings.mqtt_url or stack.enter_context(embedded_broker())
         target = settings.speech_url or stack.enter_context(
-            running_speech(recognizer or open_recognizer(settings.whisper_model))
+            running_speech(
+                recognizer or open_recognizer(settings.whisper_model),
+                complete=whole_commands(intents, lambda: tenants.tenants),
+            )
         )
         loop = stack.enter_context(background_loop("site"))
         parts = (mqtt_url, target, tenants, intents, voice)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['WHICH', 'ASK_MS', 'UNDO_MS', 'describe', 'sentence', 'said_of', 'question_of', 'declined', 'reply_of',
            'usual_replies', 'still_pending', 'Tenants', 'Understands', 'Performs', 'Dialogue', 'Dialogues',
-           'Directories', 'Turned', 'unheard', 'Turn']
+           'Directories', 'Turned', 'unheard', 'Turn', 'whole_commands']
 
 # %% ../../nbs/21_turn.ipynb #4eeeab26
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -236,3 +237,22 @@ class Turn:
         if dialogue.done is not None and dialogue.done.action.id in (undone, not_done):
             dialogue.done = None  # nothing is left to call off
         return outcome
+
+# %% ../../nbs/21_turn.ipynb #ac2151f7
+def whole_commands(
+    intents: Understands, tenants: Callable[[], Mapping[str, Tenant]]
+) -> Callable[[str, str], bool]:
+    "Whether a text is a whole command of the tenant of that id. `tenants`: those of now."
+    directories = Directories()
+
+    def whole(text: str, tenant_id: str) -> bool:
+        tenant = tenants().get(tenant_id)
+        if tenant is None or not text.strip():
+            return False
+        try:
+            understood = intents.understand(text)
+        except InputError:  # too long
+            return False
+        return decide(understood, Heard(text=text), directories.of(tenant), tenant).kind == "act"
+
+    return whole
