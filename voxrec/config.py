@@ -64,7 +64,7 @@ class SpeechSettings(RecsSettings, frozen=True, kw_only=True, forbid_unknown_fie
     "What the doors to speech are told."
 
     speech_port: Annotated[Port, Meta(description="port of the speech service (gRPC)")] = 50051
-    speech_http_port: Annotated[Port, Meta(description="port of the speech API (HTTP)")] = 8000
+    speech_http_port: Annotated[Port, Meta(description="port of the speech API (HTTP)")] = 8081
     wyoming_port: Annotated[Port, Meta(description="port of the Wyoming door (Home Assistant)")] = 10300
     speech_models: Annotated[
         str, Meta(description="further models of the speech API: name=folder,name=folder")

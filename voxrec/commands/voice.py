@@ -272,15 +272,27 @@ def speech(
     port: Annotated[int | None, typer.Option(help="default: VOXREC_SPEECH_PORT")] = None,
     host: Annotated[str | None, typer.Option(help="default: VOXREC_HOST")] = None,
 ) -> None:
-    "The speech service: streaming recognition over gRPC."
+    "The speech service: streaming recognition over gRPC. With VOXREC_TENANTS it knows a whole command."
     from voxrec.serve.speech import serve_speech
     from voxrec.telemetry import new_registry
+    from voxrec.voice.intent import open_intent
     from voxrec.voice.transcribe import open_recognizer
+    from voxrec.voice.turn import whole_commands
 
     settings = settings_now()
     recognizer = open_recognizer(settings.whisper_model)
     port = settings.speech_port if port is None else port
-    serve_speech(recognizer, host or settings.host, port, new_registry("speech"))
+    at = (host or settings.host, port, new_registry("speech"))
+    if settings.tenants is None:
+        return serve_speech(recognizer, *at)
+    book = TenantBook(settings.tenants)
+    intents = open_intent(settings.intent_model)
+
+    def now() -> dict[str, Tenant]:
+        book.refresh()
+        return book.tenants
+
+    return serve_speech(recognizer, *at, complete=whole_commands(intents, now))
 
 # %% ../../nbs/88_voice_commands.ipynb #1be87769
 @serve_app.command("asr")
@@ -312,11 +324,11 @@ def wyoming(
     settings = settings_now()
     recognizer = open_recognizer(settings.whisper_model)
     voice = open_voice(str(settings.piper_voice) if settings.piper_voice else None)
-    told = {"model": Path(settings.whisper_model or "tiny.en").name, "languages": recognizer.engine.languages}
+    model, languages = Path(settings.whisper_model or "tiny.en").name, recognizer.engine.languages
     port = settings.wyoming_port if port is None else port
     with tracing("wyoming", settings.otlp_url) as tracer:
         at = (host or settings.host, port, new_registry("wyoming"))
-        serve_wyoming(recognizer, voice, *at, tracer=tracer, prompt=prompt, **told)
+        serve_wyoming(recognizer, voice, *at, tracer=tracer, prompt=prompt, model=model, languages=languages)
 
 # %% ../../nbs/88_voice_commands.ipynb #71fee094
 @serve_app.command("bridge")

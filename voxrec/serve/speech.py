@@ -491,7 +491,13 @@ async def serving(
 
 # %% ../../nbs/70_speech_service.ipynb #ca802294
 def serve_speech(
-    recognizer: Recognizer, host: str, port: int, registry: CollectorRegistry, *, drain_s: float = 10
+    recognizer: Recognizer,
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    *,
+    complete: Callable[[str, str], bool] = never,
+    drain_s: float = 10,
 ) -> None:
     "Serve until SIGTERM or Ctrl-C. Raises ConfigError when the port is taken."
 
@@ -499,7 +505,7 @@ def serve_speech(
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, stop.set)
-        async with serving(recognizer, host, port, registry, drain_s=drain_s):
+        async with serving(recognizer, host, port, registry, complete=complete, drain_s=drain_s):
             await stop.wait()
 
     asyncio.run(until_told())

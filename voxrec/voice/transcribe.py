@@ -214,12 +214,12 @@ class Gates(Struct, frozen=True, kw_only=True):
     "What a hearing must be like to be believed. Log probabilities are natural, a token."
 
     speech_ms: float = 96.0
-    no_speech: float = 0.6
+    no_speech: float = 0.75
     noise_logprob: float = -1.0
     murmur_s: float = 3.0  # more speech than this is judged more strictly
     murmur: float = 0.25
     murmur_logprob: float = -0.5
-    least_logprob: float = -1.4
+    least_logprob: float = -1.6
     tokens_per_spoken_s: float = 2.0
     compression_ratio: float = 2.4
     tokens_per_s: float = 8.0
@@ -247,13 +247,13 @@ def gate(heard: Heard, gates: Gates) -> str:
         return "nothing heard"
     if heard.no_speech > gates.no_speech and heard.avg_logprob < gates.noise_logprob:
         return "noise"
-    long_and_far = heard.spoken_s > gates.murmur_s and heard.no_speech > gates.murmur
-    if long_and_far and heard.avg_logprob < gates.murmur_logprob:
-        return "murmur"
+    if heard.spoken_s > gates.murmur_s:
+        if heard.no_speech > gates.murmur and heard.avg_logprob < gates.murmur_logprob:
+            return "murmur"
+        if heard.tokens < gates.tokens_per_spoken_s * heard.spoken_s:
+            return "sparse"
     if heard.avg_logprob < gates.least_logprob:
         return "unsure"
-    if heard.tokens < gates.tokens_per_spoken_s * (heard.spoken_s - 1):
-        return "sparse"
     if heard.compression_ratio > gates.compression_ratio or heard.tokens >= heard.most_tokens:
         return "repetition"
     return "prompt echo" if heard.prompt_gain > gates.echo else ""
