@@ -19,7 +19,6 @@ import logging
 import re
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -59,7 +58,7 @@ from ..telemetry import LATENCY_S, new_registry, package_version, tracing
 from ..voice.audio import RATE, Samples, audio_blocks, resample, samples_to_pcm, write_wav
 from ..voice.endpoint import Vad
 from ..voice.speak import Voice, open_voice
-from ..voice.transcribe import Ask, Recognizer, Segment, Transcript, segments
+from ..voice.transcribe import Ask, Recognizer, Segment, Transcript, hear_recording
 
 log = logging.getLogger(__name__)
 
@@ -179,12 +178,11 @@ class Gone(Exception):
 
 # %% ../../nbs/72_asr_api.ipynb #5baa5b55
 class Pieces(Recognizer):
-    "A batcher as the recogniser of one recording. `like`: the language, task and words of all its pieces."
+    "A batcher as the recogniser of one recording."
 
-    def __init__(self, batcher: Batcher, like: Ask, parent: Context | None, gone: threading.Event):
-        self.batcher, self.like, self.parent, self.gone = batcher, like, parent, gone
+    def __init__(self, batcher: Batcher, parent: Context | None, gone: threading.Event):
+        self.batcher, self.parent, self.gone = batcher, parent, gone
         self.stream, self.first = uuid4().hex[:12], True
-        self.heard = deque[Transcript]()  # of the segments to come, in their order
         self.waiting = list[Future[Transcript]]()
 
     def transcribe_batch(self, asks: Sequence[Ask]) -> list[Transcript | VoxrecError]:
@@ -192,7 +190,6 @@ class Pieces(Recognizer):
         self.first, self.waiting = False, []
         try:
             for ask in asks:
-                ask = replace(ask, language=self.like.language, task=self.like.task)
                 job = Job(stream=self.stream, ask=ask, kind=kind, parent=self.parent)
                 self.waiting.append(self._submit(job))
             found = [answer.result() for answer in self.waiting]
@@ -200,7 +197,6 @@ class Pieces(Recognizer):
             raise Gone from None
         finally:
             self.stop()
-        self.heard += found
         return list(found)
 
     def _submit(self, job: Job) -> Future[Transcript]:
@@ -239,12 +235,10 @@ class Hearing:
         "Segments that say something. Raises what loading, decoding and hearing raise; Gone if stopped."
         with self.file, self.models.get(self.model) as batcher:
             batcher.recognizer.check(self.like)
-            pieces = Pieces(batcher, self.like, self.parent, self.gone)
+            pieces = Pieces(batcher, self.parent, self.gone)
             self.pieces.append(pieces)
-            like, sound = self.like, decoded(self)
-            given: dict[str, Any] = {"prompt": like.prompt, "hotwords": like.hotwords, "words": like.words}
-            for segment in segments(pieces, sound, self.vad, **given, at_once=self.at_once):
-                transcript = pieces.heard.popleft()
+            found = hear_recording(pieces, decoded(self), self.vad, self.like, at_once=self.at_once)
+            for segment, transcript in found:
                 self.language = transcript.language
                 if segment.text:
                     yield segment, transcript

@@ -18,7 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from ..errors import Overloaded, Unavailable, VoxrecError
+from ..errors import Overloaded, Unavailable
 from ..telemetry import LATENCY_S, new_tracer
 from ..voice.audio import RATE
 from ..voice.transcribe import Ask, Recognizer, Transcript
@@ -64,10 +64,9 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, model: str):
         def histogram(name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-            named = Histogram(
+            return Histogram(
                 f"voxrec_speech_{name}", help, ["model", "kind"], registry=registry, buckets=buckets
             )
-            return named
 
         dropped = Counter(
             "voxrec_speech_dropped_partials",
