@@ -158,9 +158,10 @@ class PiperVoice(_InPieces):
             raise ConfigError(f"{config} describes no Piper voice: {e!r}") from None
         self.name, self.rate = model.stem, int(described.sample_rate)
         self._engine = piper.PiperVoice(session=_session(str(model)), config=described)
+        self._calm = piper.SynthesisConfig(noise_scale=0.0, noise_w_scale=0.0)
 
     def _sound(self, piece: str) -> Samples:
-        made = [chunk.audio_float_array for chunk in self._engine.synthesize(piece)]
+        made = [chunk.audio_float_array for chunk in self._engine.synthesize(piece, self._calm)]
         return np.concatenate([np.empty(0, np.float32), *made])
 
 
