@@ -539,4 +539,6 @@ def test_running_leaves_no_thread_behind(echo: Echo, word: Samples) -> None:
     with running_wyoming(echo, Tone()) as port:
         assert heard(port, samples_to_pcm(word))[0] == "||"
         assert set(threading.enumerate()) - before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)  # a closed loop tells its helpers to end, and does not wait for them
     assert set(threading.enumerate()) <= before
