@@ -3,6 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo test lab docs bench export check test-servers train-test flink dash text book lock clean
 
+# tqdm asks for ipywidgets in every notebook that imports it, and names the file it says so in.
+export PYTHONWARNINGS = ignore:IProgress
+
 PYTHON ?= $(shell command -v python3.11 || echo 3.11)
 UV := $(shell command -v uv || echo .tools/bin/uv)
 BIN := .venv/bin

@@ -78,13 +78,15 @@ def export(root: Path) -> None:
 
 
 def output_problems(root: Path) -> Iterator[str]:
-    "Outputs that a reader should not meet: errors, and more than `MAX_OUTPUT_BYTES` in a notebook."
+    "Outputs no reader should meet: errors, paths of the writer's machine, `MAX_OUTPUT_BYTES` and more."
     for path in notebooks(root):
         cells = json.loads((root / path).read_text(encoding="utf-8"))["cells"]
         outputs = [o for cell in cells for o in cell.get("outputs", [])]
         for output in outputs:
             if output["output_type"] == "error":
                 yield f"{path}: an output is an error, {output['ename']}: {output['evalue'][:100]}"
+        for place in sorted(set(re.findall(r"/[^\s\"']*/site-packages/[\w/.]*", json.dumps(outputs)))):
+            yield f"{path}: an output names {place}, a path of one machine"
         if (size := len(json.dumps(outputs))) > MAX_OUTPUT_BYTES:
             yield f"{path}: outputs of {size:,} bytes; {MAX_OUTPUT_BYTES:,} are allowed"
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'Format', 'Kind', 'FIELDS_HINT', 'SLOWEST', 'ROOM_S', 'Heard', 'ENCODERS', 'MEDIA', 'PCM_RATE', 'T', 'AT_ONCE',
            'NOTHING', 'OPENAI_VOICES', 'OPENAI_SPEAKERS', 'WRITE_S', 'PART', 'REQUEST_ID', 'DOORS', 'OPEN', 'TEND_S',
-           'Fields', 'OwnFields', 'WrongField', 'as_fields', 'read_fields', 'read_form', 'upload_too_large', 'Gone',
-           'Pieces', 'Hearing', 'decoded', 'full_text', 'srt', 'vtt', 'usage', 'verbose', 'Spoken', 'encoded',
+           'Helping', 'Fields', 'OwnFields', 'WrongField', 'as_fields', 'read_fields', 'read_form', 'upload_too_large',
+           'Gone', 'Pieces', 'Hearing', 'decoded', 'full_text', 'srt', 'vtt', 'usage', 'verbose', 'Spoken', 'encoded',
            'RateLimited', 'Rate', 'openai_error', 'error_response', 'unless_gone', 'listen_to', 'Shared', 'AsrService',
            'reply', 'events', 'Transcribing', 'Routes', 'described', 'new_app', 'docs_page', 'Reply', 'told', 'admit',
            'answered', 'AsrApi', 'living', 'open_asr', 'serve_asr', 'running_asr']
@@ -66,13 +66,18 @@ log = logging.getLogger(__name__)
 Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
 
 
-class Fields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    "The fields of a form beside its file, as OpenAI calls them; `hotwords`, with commas, is our own."
+class Helping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    "What any recording may come with."
 
     model: Annotated[str, Meta(max_length=200)] = ""
     language: Annotated[str, Meta(max_length=20)] = ""
     prompt: Annotated[str, Meta(max_length=4_000)] = ""
     hotwords: Annotated[str, Meta(max_length=4_000)] = ""
+
+
+class Fields(Helping, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    "The fields of a form beside its file, as OpenAI calls them; `hotwords`, with commas, is our own."
+
     response_format: Format = "json"
     timestamp_granularities: tuple[Literal["word", "segment"], ...] = ()
     stream: bool = False
@@ -80,13 +85,9 @@ class Fields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     chunking_strategy: Literal["", "auto"] = ""  # it is always by voice activity
 
 
-class OwnFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OwnFields(Helping, frozen=True, kw_only=True, forbid_unknown_fields=True):
     "The fields of `/transcribe`, beside its file; `words` asks for the times of words."
 
-    model: Annotated[str, Meta(max_length=200)] = ""
-    language: Annotated[str, Meta(max_length=20)] = ""
-    prompt: Annotated[str, Meta(max_length=4_000)] = ""
-    hotwords: Annotated[str, Meta(max_length=4_000)] = ""
     words: bool = False
 
 # %% ../../nbs/72_asr_api.ipynb #f6416654
@@ -483,7 +484,7 @@ class Shared:
             raise WrongField("there is no file in the form", "file", hint="curl -F file=@speech.wav")
         return read_fields(kind, [(n, v) for n, v in form.multi_items() if n != "file"]), file.file
 
-    def hearing(self, fields: Fields | OwnFields, file: BinaryIO, like: Ask, at_once: int = 8) -> Hearing:
+    def hearing(self, fields: Helping, file: BinaryIO, like: Ask, at_once: int = 8) -> Hearing:
         "NotFound for a model that there is not."
         hotwords = tuple(filter(None, map(str.strip, fields.hotwords.split(","))))
         language = fields.language.strip().lower().split("-")[0]

@@ -102,6 +102,17 @@ class Lines(Struct):
             line.remove(job)
         return line
 
+    def too_many(self, kind: Kind) -> int | None:
+        "How many of this kind wait, if no more may."
+        waiting = len(self.of(kind))
+        return (
+            waiting if waiting >= (self.limits.waiting if kind == "final" else self.limits.pieces) else None
+        )
+
+    @property
+    def in_company(self) -> bool:
+        return len(self.finals) >= self.limits.at_once
+
     @property
     def waiting(self) -> list[Job]:
         return [*self.finals, *self.pieces, *self.partials.values()]
@@ -143,16 +154,15 @@ class JobQueue:
     def check_room(self, kind: Kind = "final") -> None:
         "Raises Overloaded when a final (or a piece) would not be taken."
         with self._changed:  # reentrant
-            waiting = len(self.lines.of(kind))
-            if waiting >= (self.limits.waiting if kind == "final" else self.limits.pieces):
+            if (waiting := self.lines.too_many(kind)) is not None:
                 raise full(f"{waiting} utterances wait already", max(0.1, waiting * self.mean_s))
 
     def take(self) -> list[Job]:
         "Who is heard next, when there is somebody; nobody once closed."
         with self._changed:
             self._changed.wait_for(lambda: self._closed or bool(self.lines.waiting))
-            if finals := self.lines.finals:
-                company = lambda: self._closed or len(finals) >= self.limits.at_once  # noqa: E731
+            if self.lines.finals:
+                company = lambda: self._closed or self.lines.in_company  # noqa: E731
                 self._changed.wait_for(company, self.limits.wait_ms / 1000)
             return [] if self._closed else self.lines.next()
 
