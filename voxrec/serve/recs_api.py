@@ -272,9 +272,12 @@ async def living(service: RecsService, patience_s: float = 5.0) -> AsyncIterator
     await respond(service, Request(user_id=""))
     gc.collect()
     gc.freeze()
+    young = gc.get_threshold()
+    gc.set_threshold(10_000)
     try:
         yield
     finally:
+        gc.set_threshold(*young)
         gc.unfreeze()
         await stopped(service.tasks.values())
         await service.store.close()
