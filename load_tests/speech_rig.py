@@ -53,7 +53,7 @@ def trimmed(samples: Samples) -> Samples:
 
 
 def spoken(texts: Sequence[str], home: Path) -> list[Samples]:
-    "Each text, by two voices in turn; once, then kept in `home`, since Piper says nothing twice alike."
+    "Each text, by two voices in turn; once, then kept in `home`."
     folder, voices = home / "bench_clips", list[Voice]()
     folder.mkdir(parents=True, exist_ok=True)
     found = []
