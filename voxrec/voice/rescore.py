@@ -34,6 +34,7 @@ from voxrec.voice.transcribe import (
     encode,
     max_length,
     model_folder,
+    one_thread,
     write,
 )
 
@@ -65,7 +66,8 @@ def read_head(folder: Path) -> Head:
 
 def spelling(states: np.ndarray, head: Head) -> np.ndarray:
     "float64[positions, 28]: log probabilities of the labels, of states[positions, width]."
-    logits = (states @ head.weights.T + head.bias).astype(np.float64)
+    with one_thread():
+        logits = (states @ head.weights.T + head.bias).astype(np.float64)
     logits -= logits.max(-1, keepdims=True)
     return np.asarray(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['log', 'TINY_EN_SHA256', 'FRAMES_PER_S', 'WINDOW_FRAMES', 'STEP_FRAMES', 'MAX_PROMPT_TOKENS', 'PLACES', 'Writer',
            'PIECE_MS', 'PAUSE_MS', 'LONGEST', 'Span', 'NOTHING', 'Word', 'Transcript', 'Ask', 'Recognizer',
-           'model_folder', 'Listening', 'read_listening', 'prompt_tokens', 'Gates', 'Heard', 'gate', 'confidence',
-           'windows', 'Engine', 'Part', 'encode', 'write', 'max_length', 'align', 'decode', 'spoken_language',
-           'WhisperRecognizer', 'checked', 'open_recognizer', 'Segment', 'pieces', 'Piece', 'spoken_pieces',
-           'in_blocks', 'left_out', 'hear_pieces', 'as_segment', 'hear_recording', 'segments']
+           'model_folder', 'Listening', 'read_listening', 'one_thread', 'prompt_tokens', 'Gates', 'Heard', 'gate',
+           'confidence', 'windows', 'Engine', 'Part', 'encode', 'write', 'max_length', 'align', 'decode',
+           'spoken_language', 'WhisperRecognizer', 'checked', 'open_recognizer', 'Segment', 'pieces', 'Piece',
+           'spoken_pieces', 'in_blocks', 'left_out', 'hear_pieces', 'as_segment', 'hear_recording', 'segments']
 
 # %% ../../nbs/12_transcribe.ipynb #62be1e67
 import hashlib
@@ -18,6 +18,8 @@ import re
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from importlib import resources
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -31,6 +33,7 @@ from faster_whisper.feature_extractor import FeatureExtractor
 from faster_whisper.tokenizer import Tokenizer
 from msgspec import Struct
 from msgspec.structs import replace
+from threadpoolctl import ThreadpoolController
 
 from ..errors import ConfigError, DataError, InputError, VoxrecError
 from .audio import RATE, Samples
@@ -181,6 +184,16 @@ WINDOW_FRAMES = 3000
 STEP_FRAMES = 50  # oneDNN keeps what it compiles for each length: let there be few
 
 
+@lru_cache(1)
+def _pools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    "Inside, NumPy's products are the caller's work alone: helpers would spin, waiting for the next one."
+    return _pools().limit(limits=1, user_api="blas")
+
+
 def _states(model: Any, features: np.ndarray) -> np.ndarray:
     "float32[1, frames / 2, width]: the encoder's answer to features[mels, frames]."
     view = ctranslate2.StorageView.from_array(np.ascontiguousarray(features[None], np.float32))
@@ -189,7 +202,8 @@ def _states(model: Any, features: np.ndarray) -> np.ndarray:
 
 def _short_features(extractor: FeatureExtractor, samples: Samples, listening: Listening) -> np.ndarray:
     "Log-mel frames of the samples and of a margin; zeros pad, as faster-whisper pads, to whole half seconds."
-    features = extractor(samples, padding=0)
+    with one_thread():
+        features = extractor(samples, padding=0)
     least = listening.least_s * FRAMES_PER_S
     wanted = int(max(features.shape[-1] + listening.margin_s * FRAMES_PER_S, least))
     wanted = min(wanted + -wanted % STEP_FRAMES, WINDOW_FRAMES)
