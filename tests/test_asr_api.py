@@ -128,7 +128,7 @@ def test_openai_client_is_told_what_it_cannot_have(client: openai.OpenAI) -> Non
 
 
 def test_openai_client_lists_models(client: openai.OpenAI) -> None:
-    assert [m.id for m in client.models.list()] == ["domain", "tiny.en", "whisper-1"]
+    assert [m.id for m in client.models.list()] == ["domain", "tiny.en", "domain-rescored", "whisper-1"]
     assert client.models.retrieve("tiny.en").object == "model"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-9")

@@ -67,9 +67,10 @@ def transcribe(
     as_json: AsJson = False,
 ) -> None:
     "Recordings to text."
-    from voxrec.voice.transcribe import open_recognizer, prompt_tokens
+    from voxrec.voice.rescore import open_model
+    from voxrec.voice.transcribe import prompt_tokens
 
-    recognizer = open_recognizer(settings_now().whisper_model)
+    recognizer = open_model(settings_now().whisper_model)
     asked = {"prompt": prompt, "hotwords": hotwords.split(","), "words": words}
     prompt_tokens(
         recognizer.engine.tokenizer, prompt, hotwords.split(",")
@@ -276,11 +277,11 @@ def speech(
     from voxrec.serve.speech import serve_speech
     from voxrec.telemetry import new_registry
     from voxrec.voice.intent import open_intent
-    from voxrec.voice.transcribe import open_recognizer
+    from voxrec.voice.rescore import open_model
     from voxrec.voice.turn import whole_commands
 
     settings = settings_now()
-    recognizer = open_recognizer(settings.whisper_model)
+    recognizer = open_model(settings.whisper_model)
     port = settings.speech_port if port is None else port
     at = (host or settings.host, port, new_registry("speech"))
     if settings.tenants is None:
@@ -319,10 +320,10 @@ def wyoming(
     from voxrec.serve.wyoming import serve_wyoming
     from voxrec.telemetry import new_registry, tracing
     from voxrec.voice.speak import open_voice
-    from voxrec.voice.transcribe import open_recognizer
+    from voxrec.voice.rescore import open_model
 
     settings = settings_now()
-    recognizer = open_recognizer(settings.whisper_model)
+    recognizer = open_model(settings.whisper_model)
     voice = open_voice(str(settings.piper_voice) if settings.piper_voice else None)
     model, languages = Path(settings.whisper_model or "tiny.en").name, recognizer.engine.languages
     port = settings.wyoming_port if port is None else port

@@ -41,7 +41,8 @@ from ..voice.device import Reply, ReplyMeta, State, open_wearable
 from ..voice.device import Turn as Sent
 from ..voice.intent import IntentModel, open_intent
 from ..voice.speak import Remembering, Voice, open_voice
-from ..voice.transcribe import Recognizer, open_recognizer
+from ..voice.rescore import open_model
+from ..voice.transcribe import Recognizer
 from ..voice.turn import Turn, Turned, usual_replies, whole_commands
 
 log = logging.getLogger(__name__)
@@ -278,7 +279,7 @@ def running_site(
         mqtt_url = settings.mqtt_url or stack.enter_context(embedded_broker())
         target = settings.speech_url or stack.enter_context(
             running_speech(
-                recognizer or open_recognizer(settings.whisper_model),
+                recognizer or open_model(settings.whisper_model),
                 complete=whole_commands(intents, lambda: tenants.tenants),
             )
         )

@@ -23,12 +23,13 @@ from prometheus_client.registry import Collector
 from ..config import Settings
 from ..errors import ConfigError, NotFound, Unavailable, VoxrecError
 from .batcher import Batcher, BatchLimits
-from ..voice.transcribe import Recognizer, open_recognizer
+from ..voice.rescore import open_model
+from ..voice.transcribe import Recognizer
 
 log = logging.getLogger(__name__)
 
 # %% ../../nbs/69_models.ipynb #627eaa03
-BUILT_IN, ALIAS = ("tiny.en", "domain"), "whisper-1"
+BUILT_IN, ALIAS = ("tiny.en", "domain", "domain-rescored"), "whisper-1"
 LISTED = "VOXREC_SPEECH_MODELS is name=folder,name=folder; the folders hold CTranslate2 Whispers."
 
 
@@ -48,7 +49,7 @@ def listed_models(text: str) -> dict[str, str]:
 
 
 def models_of(settings: Settings) -> dict[str, str]:
-    "Name -> what `open_recognizer` opens; the default first. Raises ConfigError."
+    "Name -> what `open_model` opens; the default first. Raises ConfigError."
     every = {name: name for name in BUILT_IN} | listed_models(settings.speech_models)
     wanted = settings.whisper_model or BUILT_IN[0]
     name = wanted if wanted in every else Path(wanted).name
@@ -144,7 +145,7 @@ class Shelf:
 # %% ../../nbs/69_models.ipynb #fe4c2340
 def open_any(source: str) -> Recognizer:
     "A model that hears whatever language it knows. Raises ConfigError and DataError."
-    return open_recognizer(source, language="")
+    return open_model(source, language="")
 
 
 class Loader(Shelf):
