@@ -96,7 +96,7 @@ def recognizer_of(
         if not (folder / "tokenizer.json").exists():  # written last
             whisper_of_size(folder, size)
         name = str(folder)
-    recognizer = open_recognizer(name, device=device, compute_type=compute_type, threads=2)
+    recognizer = open_recognizer(name, device=device, compute_type=compute_type)
     if gates:  # it would loop with any prompt, and be asked again without
         recognizer.gates, listening = gates, recognizer.engine.listening
         recognizer.engine.listening = replace(listening, prompts=False)

@@ -589,9 +589,13 @@ SERVE = """
 import sys
 from voxrec.serve.speech import serve_speech
 from voxrec.telemetry import new_registry, setup_logging
+from voxrec.voice.transcribe import Recognizer
+
+class Deaf(Recognizer):
+    pass
 
 setup_logging()
-serve_speech(None, "127.0.0.1", int(sys.argv[1]), new_registry("speech"), drain_s=5)
+serve_speech(Deaf(), "127.0.0.1", int(sys.argv[1]), new_registry("speech"), drain_s=5)
 """
 
 

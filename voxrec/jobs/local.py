@@ -656,7 +656,7 @@ class Follower(Pipeline):
     behind = True
     folded_ms = 0
 
-    async def run(self, now_ms: Callable[[], int] = wall_ms, every_s: float = 0.02, most: int = 1000) -> None:
+    async def run(self, now_ms: Callable[[], int] = wall_ms, every_s: float = 0.05, most: int = 1000) -> None:
         "Until cancelled. Raises DataError for a damaged log, Unavailable for one that cannot be read."
         waits = False
         while not self.log.claim("jobs"):

@@ -565,7 +565,7 @@ class FileLog(_Files):
 
 # %% ../../nbs/53_kafka.ipynb #e18c93bc
 async def follow(
-    events: EventLog, offsets: Mapping[str, int], every_s: float = 0.02, most: int = 1000
+    events: EventLog, offsets: Mapping[str, int], every_s: float = 0.05, most: int = 1000
 ) -> AsyncGenerator[list[Record], None]:
     """What is appended to these topics, from their offsets on, as it comes: up to `most` records of each.
 
@@ -573,16 +573,17 @@ async def follow(
     """
     at = dict(offsets)
     while True:
-        news: list[Record] = []
+        news, more = list[Record](), False
         for topic in at:
             if (end := events.end(topic)) > at[topic]:
                 some = list(islice(events.read(topic, at[topic]), most))
                 behind = some[-1].offset + 1 if some else end
                 at[topic] = behind if len(some) == most else max(end, behind)  # holes may be the last
                 news += some
+                more = more or len(some) == most
         if news:
             yield news
-        else:
+        if not more:
             await asyncio.sleep(every_s)
 
 # %% ../../nbs/53_kafka.ipynb #d68fa3c6

@@ -6,7 +6,7 @@
 __all__ = ['log', 'TINY_EN_SHA256', 'FRAMES_PER_S', 'WINDOW_FRAMES', 'STEP_FRAMES', 'MAX_PROMPT_TOKENS', 'PLACES', 'Writer',
            'PIECE_MS', 'PAUSE_MS', 'LONGEST', 'Span', 'NOTHING', 'Word', 'Transcript', 'Ask', 'Recognizer',
            'model_folder', 'Listening', 'read_listening', 'one_thread', 'prompt_tokens', 'Gates', 'Heard', 'gate',
-           'confidence', 'windows', 'Engine', 'Part', 'encode', 'write', 'max_length', 'align', 'decode',
+           'confidence', 'windows', 'Engine', 'workers_of', 'Part', 'encode', 'write', 'max_length', 'align', 'decode',
            'spoken_language', 'WhisperRecognizer', 'checked', 'open_recognizer', 'Segment', 'pieces', 'Piece',
            'spoken_pieces', 'in_blocks', 'left_out', 'hear_pieces', 'as_segment', 'hear_recording', 'segments']
 
@@ -14,11 +14,12 @@ __all__ = ['log', 'TINY_EN_SHA256', 'FRAMES_PER_S', 'WINDOW_FRAMES', 'STEP_FRAME
 import hashlib
 import logging
 import math
+import os
 import re
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import resources
 from importlib.util import find_spec
@@ -81,6 +82,8 @@ class Ask(Struct, frozen=True, kw_only=True):
 
 class Recognizer(Protocol):
     "The port. Samples are float32 at 16 kHz in [-1, 1]. An engine has one of the two methods, or both."
+
+    at_once: int = 1  # calls that it serves at a time
 
     def transcribe(
         self, samples: Samples, *, prompt: str = "", hotwords: Sequence[str] = (), words: bool = False
@@ -189,9 +192,14 @@ def _pools() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def one_thread() -> AbstractContextManager[Any]:
+_limiting = threading.Lock()  # the limit is the process's: two at once would restore each other's
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
     "Inside, NumPy's products are the caller's work alone: helpers would spin, waiting for the next one."
-    return _pools().limit(limits=1, user_api="blas")
+    with _limiting, _pools().limit(limits=1, user_api="blas"):
+        yield
 
 
 def _states(model: Any, features: np.ndarray) -> np.ndarray:
@@ -232,12 +240,12 @@ class Gates(Struct, frozen=True, kw_only=True):
     "What a hearing must be like to be believed. Log probabilities are natural, a token."
 
     speech_ms: float = 96.0
-    no_speech: float = 0.75
+    no_speech: float = 0.6
     noise_logprob: float = -1.0
     murmur_s: float = 3.0  # more speech than this is judged more strictly
     murmur: float = 0.25
     murmur_logprob: float = -0.5
-    least_logprob: float = -1.6
+    least_logprob: float = -2.0
     tokens_per_spoken_s: float = 2.0
     compression_ratio: float = 2.4
     tokens_per_s: float = 8.0
@@ -317,7 +325,7 @@ def _joined(parts: list[tuple[int, Transcript]]) -> Transcript:
 
 # %% ../../nbs/12_transcribe.ipynb #b6661d70
 class Engine:
-    "A CTranslate2 Whisper and what belongs to it; not for several threads at once."
+    "A CTranslate2 Whisper and what belongs to it. Any thread may use it; `workers` work, others wait."
 
     def __init__(
         self,
@@ -326,12 +334,14 @@ class Engine:
         compute_type: str | None,
         language: str,
         threads: int,
+        workers: int,
         listening: Listening | None,
     ):
         self.listening = listening or read_listening(folder)
         usual = "int8" if device == "cpu" else "float16"
         words = {"device": device, "compute_type": compute_type or usual}
-        self.model = _load(folder, **words, inter_threads=1, intra_threads=threads)
+        self.workers = workers or (workers_of(threads) if device == "cpu" else 1)
+        self.model = _load(folder, **words, inter_threads=self.workers, intra_threads=threads)
         self.multilingual = bool(self.model.is_multilingual)
         self.language = language if self.multilingual else "en"
         self._vocabulary, self._tokenizers = _vocabulary(folder), dict[tuple[str, str], Tokenizer]()
@@ -357,6 +367,11 @@ class Engine:
         return self._tokenizers[language, task]
 
 # %% ../../nbs/12_transcribe.ipynb #718abb70
+def workers_of(threads: int) -> int:
+    "How many workers of so many threads the cores have room for; no more than eight."
+    return max(1, min(8, (os.cpu_count() or 1) // threads))
+
+
 def _load(folder: Path, **options: Any) -> Any:
     "Raises DataError when CTranslate2 cannot read the model."
     try:
@@ -562,7 +577,7 @@ class _Deciding(_Hearing):
 
 # %% ../../nbs/12_transcribe.ipynb #3aa77e8b
 class WhisperRecognizer(_Deciding):
-    "A CTranslate2 Whisper, shared by all streams; any thread may call it, one at a time is served."
+    "A CTranslate2 Whisper, shared by all streams; any thread may call it, `at_once` of them are served."
 
     def __init__(
         self,
@@ -571,14 +586,15 @@ class WhisperRecognizer(_Deciding):
         device: str = "cpu",
         compute_type: str | None = None,
         language: str = "en",
-        threads: int = 2,
+        threads: int = 1,
+        workers: int = 0,
         gates: Gates | None = None,
         listening: Listening | None = None,
         vad: Vad | None = None,
     ):
-        engine = Engine(folder, device, compute_type, language, threads, listening)
+        engine = Engine(folder, device, compute_type, language, threads, workers, listening)
         super().__init__(engine, gates or Gates(), vad or Vad())
-        self._lock = threading.Lock()
+        self.at_once = engine.workers
 
     def check(self, ask: Ask) -> None:
         self._before(ask)
@@ -589,14 +605,13 @@ class WhisperRecognizer(_Deciding):
         InputError for samples that are not float32[n] and finite, and for what `check` refuses.
         """
         begun = list[list[tuple[int, Part | Transcript]] | VoxrecError]()
-        with self._lock:
-            for ask in asks:
-                try:
-                    begun.append(self._begin(ask))
-                except VoxrecError as e:
-                    begun.append(e)
-            parts = [p for b in begun if isinstance(b, list) for _, p in b if isinstance(p, Part)]
-            heard = iter(self._decode(parts))
+        for ask in asks:
+            try:
+                begun.append(self._begin(ask))
+            except VoxrecError as e:
+                begun.append(e)
+        parts = [p for b in begun if isinstance(b, list) for _, p in b if isinstance(p, Part)]
+        heard = iter(self._decode(parts))
         return [
             b if isinstance(b, VoxrecError) else
             _joined([(start, next(heard) if isinstance(p, Part) else p) for start, p in b])
@@ -619,11 +634,13 @@ def open_recognizer(
     device: str = "cpu",
     compute_type: str | None = None,
     language: str = "en",
-    threads: int = 2,
+    threads: int = 1,
+    workers: int = 0,
     vad: Vad | None = None,
 ) -> WhisperRecognizer:
     """The recogniser of that name, or tiny.en. `language`: where an `Ask` names none; "": as it is heard.
 
+    `workers`: utterances that are worked on at a time, 0 for one a core (of a GPU: one); `threads`: of each.
     Raises ConfigError when its model cannot be had, DataError when it cannot be read.
     """
     return WhisperRecognizer(
@@ -632,6 +649,7 @@ def open_recognizer(
         compute_type=compute_type,
         language=language,
         threads=threads,
+        workers=workers,
         vad=vad,
     )
 
@@ -646,7 +664,7 @@ class Segment(Struct, frozen=True, omit_defaults=True):
 
 
 PIECE_MS, PAUSE_MS = 10_000, 700
-LONGEST = EndpointConfig(start_ms=96, max_ms=600_000)  # 96: what the gates ask of speech
+LONGEST = EndpointConfig(start_ms=96, silence_ms=192, post_roll_ms=192, max_ms=600_000)  # 96: as the gates
 Span = tuple[int, int]  # [start, end) in ms
 
 
