@@ -581,10 +581,13 @@ class OnlineStore(_Shared):
             await asyncio.sleep(TOGETHER_S)
 
 # %% ../../nbs/50_redis.ipynb #93bd935f
+_UPDATES = msgspec.json.Decoder(Update)  # made once: to look at the types again takes as long as to read
+
+
 def _announced(data: str) -> Update | None:
     "The value in a message. None, and a word in the log, where it is not one of ours."
     try:
-        return msgspec.json.decode(data, type=Update)
+        return _UPDATES.decode(data)
     except msgspec.DecodeError as e:
         log.warning("a message that is no change of ours: %s: %.200s", e, data)
         return None
