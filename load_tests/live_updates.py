@@ -23,7 +23,7 @@ from voxrec.recs.events import RankedList, Update
 from voxrec.stores.redis import connect
 
 SHARES = {"user:views": 0.4, "promo": 0.3, "cat:bestsellers": 0.2, "cat:co_view": 0.1}
-EVERY_S = 0.02
+EVERY_S = 0.05  # as the jobs do (53_kafka, follow)
 
 
 class Told(msgspec.Struct):

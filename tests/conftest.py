@@ -1,4 +1,4 @@
-"""Real servers for the tests marked `redis` and `mosquitto`: each on a port of its own, ended by its pid."""
+"""Real servers for the tests that are marked so, each on a port of its own, ended by its pid; and Whisper."""
 
 import os
 import shutil
@@ -128,3 +128,11 @@ def mqtt_broker(request: pytest.FixtureRequest) -> Iterator[Any]:
     broker.start()
     yield broker
     broker.stop()
+
+
+@pytest.fixture(scope="session")
+def whisper() -> Any:
+    "Whisper tiny.en, loaded once for all who only ask it."
+    from voxrec.voice.transcribe import open_recognizer
+
+    return open_recognizer()

@@ -14,7 +14,7 @@ from voxrec.serve.batcher import Batcher, BatchLimits, Job, Kind
 from voxrec.telemetry import new_registry, sample
 from voxrec.voice.audio import RATE, Samples, resample
 from voxrec.voice.speak import HibariVoice
-from voxrec.voice.transcribe import Ask, Recognizer, Transcript, open_recognizer
+from voxrec.voice.transcribe import Ask, Recognizer, Transcript
 
 CALLERS = 32
 ROOM = BatchLimits(waiting=10_000, pieces=10_000)
@@ -190,14 +190,13 @@ def spoken() -> list[Samples]:
     return [resample(*voice.speak(text), RATE) for text in WORDS]
 
 
-def test_whisper_hears_each_as_if_it_were_alone(spoken: list[Samples]) -> None:
+def test_whisper_hears_each_as_if_it_were_alone(whisper: Recognizer, spoken: list[Samples]) -> None:
     "32 callers of three sites, one of whom sends what is no sound; nobody's text depends on the others."
-    recognizer = open_recognizer()
     asks = [Ask(samples=clip, prompt=prompt, hotwords=words) for clip in spoken for prompt, words in SITES]
-    alone = [recognizer.transcribe_batch([ask])[0] for ask in asks]
+    alone = [whisper.transcribe_batch([ask])[0] for ask in asks]
     assert len({getattr(heard, "text", "") for heard in alone}) >= len(WORDS)
     bad = Ask(samples=np.full(RATE, np.nan, np.float32), prompt="forklift " * 400)
-    batcher, told = Batcher(recognizer, new_registry("test"), ROOM), list[tuple[int, Future[Transcript]]]()
+    batcher, told = Batcher(whisper, new_registry("test"), ROOM), list[tuple[int, Future[Transcript]]]()
 
     def caller(number: int) -> Callable[[], None] | None:
         which = number % (len(asks) + 1)

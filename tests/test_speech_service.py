@@ -24,7 +24,7 @@ from voxrec.telemetry import new_registry, sample
 from voxrec.voice.audio import RATE, Samples, chunks, resample, samples_to_pcm
 from voxrec.voice.endpoint import EndpointConfig
 from voxrec.voice.speak import HibariVoice
-from voxrec.voice.transcribe import Recognizer, Transcript, open_recognizer
+from voxrec.voice.transcribe import Recognizer, Transcript
 
 CONFIG = Config(tenant="demo", device="watch-1", sample_rate=RATE)
 QUICK = EndpointConfig(silence_ms=320)
@@ -83,11 +83,6 @@ def word() -> Samples:
     heard = resample(samples, rate, RATE)
     loud = np.flatnonzero(np.abs(heard) > 0.02)
     return heard[loud[0] : loud[-1]]
-
-
-@pytest.fixture(scope="module")
-def whisper() -> Recognizer:
-    return open_recognizer(None)
 
 
 @pytest.fixture

@@ -31,14 +31,9 @@ HOTWORDS = ("Kowalski", "Okafor", "emergency stop")
 
 
 @pytest.fixture(scope="module")
-def tiny() -> WhisperRecognizer:
-    return open_recognizer()
-
-
-@pytest.fixture(scope="module")
-def deaf(tiny: WhisperRecognizer) -> WhisperRecognizer:
+def deaf(whisper: WhisperRecognizer) -> WhisperRecognizer:
     "Silero is left out: what Whisper makes of noise must fail its own gates."
-    return WhisperRecognizer(model_folder(), gates=Gates(speech_ms=0), vad=tiny.vad)
+    return WhisperRecognizer(model_folder(), gates=Gates(speech_ms=0), vad=whisper.vad)
 
 
 @pytest.fixture(scope="module")
@@ -138,16 +133,16 @@ def test_domain_ships_with_its_card_and_its_listening() -> None:
         np.full(RATE, np.inf, np.float32),
     ],
 )
-def test_wrong_samples_are_refused(tiny: WhisperRecognizer, samples: np.ndarray) -> None:
+def test_wrong_samples_are_refused(whisper: WhisperRecognizer, samples: np.ndarray) -> None:
     with pytest.raises(InputError):
-        tiny.transcribe(samples)
+        whisper.transcribe(samples)
 
 
 @pytest.mark.parametrize("n", [0, 1, 159, 400, 511, 512, 3000])
 @pytest.mark.parametrize("scale", [0.0, 0.5])
-def test_crumbs_give_no_text(tiny: WhisperRecognizer, n: int, scale: float) -> None:
+def test_crumbs_give_no_text(whisper: WhisperRecognizer, n: int, scale: float) -> None:
     samples = np.random.default_rng(n).normal(0, scale, n).clip(-1, 1).astype(np.float32)
-    found = tiny.transcribe(samples, hotwords=HOTWORDS, words=True)
+    found = whisper.transcribe(samples, hotwords=HOTWORDS, words=True)
     assert (found.text, found.words, found.confidence) == ("", (), 0.0) and found.rejected
 
 
@@ -168,9 +163,9 @@ def sounds() -> dict[str, Samples]:
 
 
 @pytest.mark.parametrize(("name", "samples"), sounds().items())
-def test_noise_invents_nothing(tiny: WhisperRecognizer, name: str, samples: Samples) -> None:
+def test_noise_invents_nothing(whisper: WhisperRecognizer, name: str, samples: Samples) -> None:
     for prompt, hotwords in (("", ()), ("Call Kowalski. Emergency stop at dock 7.", HOTWORDS)):
-        assert tiny.transcribe(samples, prompt=prompt, hotwords=hotwords).text == "", name
+        assert whisper.transcribe(samples, prompt=prompt, hotwords=hotwords).text == "", name
 
 
 @pytest.mark.parametrize(("name", "samples"), sounds().items())
@@ -179,41 +174,41 @@ def test_gates_hold_when_the_ear_fails(deaf: WhisperRecognizer, name: str, sampl
     assert found.text == "" and found.rejected, (name, found)
 
 
-def test_prompts_of_others_do_not_leak(tiny: WhisperRecognizer, say: Any) -> None:
+def test_prompts_of_others_do_not_leak(whisper: WhisperRecognizer, say: Any) -> None:
     "Eight callers at once, each with its own words, hear what they hear alone."
     clips = [say("Put me through to Okafor."), say("Stop the conveyor.")]
     calls = [(clips[i % 2], ("Okafor",) if i % 4 < 2 else ()) for i in range(8)]
-    alone = [tiny.transcribe(samples, hotwords=words) for samples, words in calls]
+    alone = [whisper.transcribe(samples, hotwords=words) for samples, words in calls]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda call: tiny.transcribe(call[0], hotwords=call[1]), calls))
+        together = list(pool.map(lambda call: whisper.transcribe(call[0], hotwords=call[1]), calls))
     assert together == alone
     assert "Okafor" in alone[0].text and "Okafor" not in alone[1].text + alone[3].text
 
 
-def test_words_lie_in_order_within_the_utterance(tiny: WhisperRecognizer, say: Any) -> None:
-    found = tiny.transcribe(say("Send the electricians to the cold store, please."), words=True)
+def test_words_lie_in_order_within_the_utterance(whisper: WhisperRecognizer, say: Any) -> None:
+    found = whisper.transcribe(say("Send the electricians to the cold store, please."), words=True)
     assert " ".join(w.text for w in found.words) == found.text
     edges = [ms for w in found.words for ms in (w.start_ms, w.end_ms)]
     assert edges == sorted(edges) and edges[0] >= 0 and edges[-1] <= 1000 * found.duration_s + 20
     assert all(0 < w.probability <= 1 for w in found.words)
 
 
-def test_longer_than_a_window(tiny: WhisperRecognizer, say: Any) -> None:
+def test_longer_than_a_window(whisper: WhisperRecognizer, say: Any) -> None:
     "With a window of 4 s, the second of two commands is behind it."
     command = say("Send the electricians to the cold store.")
     both = np.concatenate([command, np.zeros(2 * RATE, np.float32), command])
-    short = WhisperRecognizer(model_folder(), listening=Listening(window_s=4), vad=tiny.vad)
+    short = WhisperRecognizer(model_folder(), listening=Listening(window_s=4), vad=whisper.vad)
     found = short.transcribe(both, words=True)
     assert found.text.count("cold store") == 2 and found.duration_s == len(both) / RATE
     assert " ".join(w.text for w in found.words) == found.text
     assert found.words[-1].start_ms > 1000 * (len(command) / RATE + 2)
 
 
-def test_malformed_length_of_prompt(tiny: WhisperRecognizer) -> None:
+def test_malformed_length_of_prompt(whisper: WhisperRecognizer) -> None:
     with pytest.raises(InputError, match="200 are allowed"):
-        tiny.transcribe(np.zeros(RATE, np.float32), hotwords=["forklift"] * 200)
+        whisper.transcribe(np.zeros(RATE, np.float32), hotwords=["forklift"] * 200)
 
 
-def test_shipped_sample_is_heard(tiny: WhisperRecognizer) -> None:
-    found = tiny.transcribe(read_audio(ROOT / "data_samples/summon_maintenance.wav"))
+def test_shipped_sample_is_heard(whisper: WhisperRecognizer) -> None:
+    found = whisper.transcribe(read_audio(ROOT / "data_samples/summon_maintenance.wav"))
     assert "maintenance" in found.text.lower() and found.confidence > 0.3

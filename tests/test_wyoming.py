@@ -29,7 +29,7 @@ from voxrec.telemetry import new_registry, sample
 from voxrec.voice.audio import RATE, Samples, resample, samples_to_pcm
 from voxrec.voice.endpoint import EndpointConfig
 from voxrec.voice.speak import HibariVoice, Voice
-from voxrec.voice.transcribe import Ask, Recognizer, open_recognizer
+from voxrec.voice.transcribe import Ask, Recognizer
 from voxrec.voice.transcribe import Transcript as Heard
 
 MONO = {"rate": RATE, "width": 2, "channels": 1}
@@ -79,11 +79,6 @@ def word(voice: Voice) -> Samples:
     "A spoken command with a second of silence on either side, at 16 kHz."
     samples, rate = voice.speak("Call the safety officer.")
     return np.concatenate([PAUSE, resample(samples, rate, RATE), PAUSE])
-
-
-@pytest.fixture(scope="module")
-def whisper() -> Recognizer:
-    return open_recognizer(None)
 
 
 @pytest.fixture
