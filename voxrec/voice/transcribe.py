@@ -240,12 +240,12 @@ class Gates(Struct, frozen=True, kw_only=True):
     "What a hearing must be like to be believed. Log probabilities are natural, a token."
 
     speech_ms: float = 96.0
-    no_speech: float = 0.6
+    no_speech: float = 0.75
     noise_logprob: float = -1.0
     murmur_s: float = 3.0  # more speech than this is judged more strictly
-    murmur: float = 0.25
+    murmur: float = 0.3
     murmur_logprob: float = -0.5
-    least_logprob: float = -2.0
+    least_logprob: float = -2.4
     tokens_per_spoken_s: float = 2.0
     compression_ratio: float = 2.4
     tokens_per_s: float = 8.0
@@ -750,7 +750,7 @@ def as_segment(piece: Piece, heard: Transcript, words: bool) -> Segment:
 
 # %% ../../nbs/12_transcribe.ipynb #a9e29242
 def hear_recording(
-    recognizer: Recognizer, sound: Samples | Iterable[Samples], vad: Vad, like: Ask, *, at_once: int = 8
+    recognizer: Recognizer, sound: Samples | Iterable[Samples], vad: Vad, like: Ask, *, at_once: int = 4
 ) -> Iterator[tuple[Segment, Transcript]]:
     """The segments of a recording of any length, one after another; what a gate emptied has no text.
 
@@ -771,7 +771,7 @@ def segments(
     prompt: str = "",
     hotwords: Sequence[str] = (),
     words: bool = False,
-    at_once: int = 8,
+    at_once: int = 4,
 ) -> Iterator[Segment]:
     "`hear_recording`, the segments alone."
     like = Ask(samples=NOTHING, prompt=prompt, hotwords=tuple(hotwords), words=words)
