@@ -76,6 +76,7 @@ STEPS: st.SearchStrategy[list[Steps]] = st.lists(
 @given(steps=STEPS, hostile=st.integers(0, CALLERS - 1))
 def test_every_caller_gets_its_own_answers(steps: list[Steps], hostile: int) -> None:
     parrot = Parrot()
+    parrot.at_once = 3  # threads of the batcher
     batcher = Batcher(parrot, new_registry("test"), ROOM)
 
     def caller(number: int) -> list[tuple[Ask, Future[Transcript]]]:
