@@ -81,7 +81,13 @@ def random_gates(model: str) -> Gates | None:
     if not model.endswith("-random"):
         return None
     return Gates(
-        no_speech=2, least_logprob=-99, compression_ratio=99, echo=99, tokens_per_s=4, spare_tokens=2
+        no_speech=2,
+        least_logprob=-99,
+        compression_ratio=99,
+        echo=99,
+        crumb_s=0,
+        tokens_per_s=4,
+        spare_tokens=2,
     )
 
 

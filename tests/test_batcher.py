@@ -17,7 +17,7 @@ from voxrec.voice.speak import HibariVoice
 from voxrec.voice.transcribe import Ask, Recognizer, Transcript
 
 CALLERS = 32
-ROOM = BatchLimits(waiting=10_000, pieces=10_000)
+ROOM = BatchLimits(waiting=10_000, pieces=10_000, pieces_at_once=4)
 
 
 def sound(number: int) -> Samples:

@@ -15,12 +15,22 @@ import grpc
 import numpy as np
 import pytest
 from msgspec import Struct
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from voxrec.errors import ConfigError, DataError, InputError, Overloaded, TimedOut, Unavailable, VoxrecError
+from voxrec.errors import (
+    ConfigError,
+    DataError,
+    InputError,
+    Overloaded,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+    VoxrecError,
+)
 from voxrec.mqtt import free_port
 from voxrec.serve.speech import Limits, connect_speech, exchange, recognize, running_speech
 from voxrec.speech.v1.speech_pb2 import Audio, Config, Request, Result
-from voxrec.telemetry import new_registry, sample
+from voxrec.telemetry import new_registry, new_tracer, sample
 from voxrec.voice.audio import RATE, Samples, chunks, resample, samples_to_pcm
 from voxrec.voice.endpoint import EndpointConfig
 from voxrec.voice.speak import HibariVoice
@@ -325,6 +335,7 @@ BAD = {
     "long prompt": [Request(config=Config(sample_rate=RATE, prompt="x" * 1_001))],
     "many hotwords": [Request(config=Config(sample_rate=RATE, hotwords=["x"] * 600))],
     "one long hotword": [Request(config=Config(sample_rate=RATE, hotwords=["x" * 2_000]))],
+    "long language": [Request(config=Config(sample_rate=RATE, language="en" * 3_000))],
     "long device": [Request(config=Config(sample_rate=RATE, device="é" * 33))],
     "odd bytes": [Request(config=CONFIG), audio(0, bytes(641))],
     "doubled": [Request(config=CONFIG), audio(0), audio(1), audio(1)],
@@ -387,8 +398,21 @@ def test_bytes_that_are_no_message(echo: Echo, word: Samples) -> None:
                 for junk in (b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n", b"\x0a\x03\x32\x01\xff"):
                     code = await asyncio.wait_for(raw(iter([junk])).code(), 10)
                     assert code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT), code
-                code = await asyncio.wait_for(raw(iter([bytes(2 << 20)])).code(), 10)
-                assert code == grpc.StatusCode.RESOURCE_EXHAUSTED, "a message of 2 MiB"
+                code = await asyncio.wait_for(raw(iter([bytes(5 << 20)])).code(), 10)
+                assert code == grpc.StatusCode.RESOURCE_EXHAUSTED, "a message of 5 MiB"
+
+        with_stub(address, story)
+        still_alive(address, word)
+
+
+@pytest.mark.parametrize("size", [(1 << 20) + 2, 5 << 20])
+def test_a_message_that_is_too_large_is_not_to_be_sent_again(echo: Echo, word: Samples, size: int) -> None:
+    with running_speech(echo, endpoint=QUICK) as address:
+
+        async def story(stub: Any) -> None:
+            with pytest.raises((InputError, TooLarge)) as told:
+                _ = [r async for r in recognize(stub, Config(sample_rate=RATE), [bytes(size)])]
+            assert told.value.hint or "At most" in told.value.message
 
         with_stub(address, story)
         still_alive(address, word)
@@ -578,6 +602,71 @@ def test_stopping_lets_an_utterance_end(echo: Echo, word: Samples) -> None:
         (1, "speaking", True),
         (2, "speaking", "unavailable"),
     ]
+
+
+def test_who_goes_on_speaking_is_heard_before_the_end(echo: Echo, word: Samples) -> None:
+    told, stop = list[str](), threading.Event()
+
+    async def story(stub: Any) -> None:
+        async def for_ever() -> AsyncIterator[bytes]:
+            for n, pcm in enumerate(chunks(np.tile(word, 100), 100)):
+                yield pcm
+                await asyncio.sleep(0.1)
+                if n == 15:
+                    stop.set()
+
+        try:
+            async for r in recognize(stub, CONFIG, for_ever()):
+                told.append(r.text)
+        except Unavailable:
+            told.append("unavailable")
+
+    with running_speech(echo, endpoint=EndpointConfig(silence_ms=5_000), drain_s=5) as address:
+        client = threading.Thread(target=with_stub, args=(address, story))
+        client.start()
+        assert stop.wait(20)
+    client.join(10)
+    assert not client.is_alive() and len(told) == 2 and told[0] and told[1] == "unavailable"
+
+
+def test_an_utterance_whose_sound_stops_coming_is_heard(echo: Echo, word: Samples) -> None:
+    "A watch that loses its network has said what it has said, and keeps no place by having spoken."
+    limits = Limits(stall_s=0.4)
+
+    async def story(stub: Any) -> None:
+        async def stalls() -> AsyncIterator[bytes]:
+            for pcm in chunks(np.concatenate([PAUSE, word]), 100):
+                yield pcm
+            await asyncio.sleep(20)
+
+        began = time.monotonic()
+        async for r in recognize(stub, CONFIG, stalls()):
+            assert r.is_final and r.text and time.monotonic() - began < 10
+            return
+        raise AssertionError("no final")
+
+    with running_speech(echo, endpoint=EndpointConfig(silence_ms=5_000), limits=limits) as address:
+        with_stub(address, story)
+
+
+def test_a_stream_is_a_span_and_its_work_lies_within(echo: Echo, word: Samples) -> None:
+    memory = InMemorySpanExporter()
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    async def story(stub: Any) -> None:
+        call = stub.StreamingRecognize(metadata=(("traceparent", parent),))
+        await call.write(Request(config=CONFIG))
+        await call.write(audio(0, samples_to_pcm(np.concatenate([PAUSE, word, PAUSE])), end=True))
+        await call.done_writing()
+        while await call.read() is not grpc.aio.EOF:
+            pass
+
+    with running_speech(echo, endpoint=QUICK, tracer=new_tracer("test", memory)) as address:
+        with_stub(address, story)
+    spans = {span.name: span for span in memory.get_finished_spans()}
+    stream = spans["StreamingRecognize"]
+    assert f"{stream.context.trace_id:032x}" == parent.split("-")[1] and stream.attributes["code"] == "OK"
+    assert all(spans[n].parent.span_id == stream.context.span_id for n in ("queue", "recognise"))
 
 
 SERVE = """

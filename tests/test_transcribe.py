@@ -22,7 +22,7 @@ from voxrec.voice.transcribe import (
     gate,
     model_folder,
     open_recognizer,
-    read_listening,
+    read_own,
     windows,
 )
 
@@ -118,7 +118,7 @@ def test_broken_model_folder(
 
 def test_domain_ships_with_its_card_and_its_listening() -> None:
     folder = model_folder("domain")
-    listening = read_listening(folder)
+    listening = read_own(folder, Listening)
     assert listening.window_s == 10 and not listening.tail and not listening.prompts
     assert "does not hear" in (folder / "MODEL_CARD.md").read_text()
 

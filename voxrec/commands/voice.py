@@ -272,28 +272,38 @@ def _replied(out: Path, as_json: bool, path: Path, turn: Any) -> None:
 def speech(
     port: Annotated[int | None, typer.Option(help="default: VOXREC_SPEECH_PORT")] = None,
     host: Annotated[str | None, typer.Option(help="default: VOXREC_HOST")] = None,
+    start_ms: Annotated[int, typer.Option(help="speech that begins an utterance")] = 160,
+    pre_roll_ms: Annotated[int, typer.Option(help="kept from before it")] = 300,
+    silence_ms: Annotated[int, typer.Option(help="silence that ends it")] = 700,
+    max_ms: Annotated[int, typer.Option(help="the longest utterance")] = 15_000,
 ) -> None:
     "The speech service: streaming recognition over gRPC. With VOXREC_TENANTS it knows a whole command."
     from voxrec.serve.speech import serve_speech
-    from voxrec.telemetry import new_registry
+    from voxrec.telemetry import new_registry, tracing
+    from voxrec.voice.endpoint import EndpointConfig
     from voxrec.voice.intent import open_intent
     from voxrec.voice.rescore import open_model
     from voxrec.voice.turn import whole_commands
 
     settings = settings_now()
+    endpoint = EndpointConfig(
+        start_ms=start_ms, pre_roll_ms=pre_roll_ms, silence_ms=silence_ms, max_ms=max_ms
+    )
     recognizer = open_model(settings.whisper_model)
     port = settings.speech_port if port is None else port
     at = (host or settings.host, port, new_registry("speech"))
-    if settings.tenants is None:
-        return serve_speech(recognizer, *at)
-    book = TenantBook(settings.tenants)
-    intents = open_intent(settings.intent_model)
+    with tracing("speech", settings.otlp_url) as tracer:
+        how: dict[str, Any] = {"endpoint": endpoint, "tracer": tracer}
+        if settings.tenants is None:
+            return serve_speech(recognizer, *at, **how)
+        book = TenantBook(settings.tenants)
+        intents = open_intent(settings.intent_model)
 
-    def now() -> dict[str, Tenant]:
-        book.refresh()
-        return book.tenants
+        def now() -> dict[str, Tenant]:
+            book.refresh()
+            return book.tenants
 
-    return serve_speech(recognizer, *at, complete=whole_commands(intents, now))
+        return serve_speech(recognizer, *at, complete=whole_commands(intents, now), **how)
 
 # %% ../../nbs/88_voice_commands.ipynb #1be87769
 @serve_app.command("asr")

@@ -81,6 +81,7 @@ class Loaded(Struct, eq=False, kw_only=True):
     users: int = 0
     used: float = 0.0
     replaced: bool = False
+    ended: bool = False
 
 
 class Together(Collector):
@@ -137,7 +138,8 @@ class Shelf:
 
     def _end_if_over(self, model: Loaded) -> None:
         with self._table:
-            over = model.replaced and not model.users
+            over = model.replaced and not model.users and not model.ended
+            model.ended |= over
         if over:
             model.batcher.close()
             log.info("model closed", extra={"model": model.name})

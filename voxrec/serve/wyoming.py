@@ -11,6 +11,7 @@ __all__ = ['log', 'T', 'MAX_DATA', 'MAX_PAYLOAD', 'Size', 'OURS', 'MAKERS', 'CHU
 # %% ../../nbs/76_wyoming.ipynb #ee45c064
 import asyncio
 import logging
+import math
 import re
 import resource
 import signal
@@ -56,7 +57,7 @@ class DoorLimits(Struct, frozen=True, kw_only=True):
     idle_s: float = 30  # until the next event has come whole
     write_s: float = 10  # until the caller takes an event
     linger_s: float = 2  # until a caller that was told an error has gone
-    longest_s: float = 600  # of audio in a request
+    longest_s: float = 600  # of audio in a request, and until it is over
     text_chars: int = 5_000  # to be spoken in a request
     hint_chars: int = 400  # of names and terms to listen for
 
@@ -268,14 +269,18 @@ class Connection:
 
     def __init__(self, door: "Door", reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self.door, self.limits, self.reader, self.writer = door, door.limits, reader, writer
+        self.over = math.inf  # when its request has to be answered, by the loop's clock
 
     async def next(self) -> Heard | None:
         "Raises TimedOut, InputError, ConnectionError."
+        until = asyncio.get_running_loop().time() + self.limits.idle_s
         try:
-            async with asyncio.timeout(self.limits.idle_s):
+            async with asyncio.timeout_at(min(until, self.over)):
                 return await read_event(self.reader)
         except TimeoutError:
             why = f"no event for {self.limits.idle_s:g} s"
+            if until > self.over:
+                why = f"a request of more than {self.limits.longest_s:g} s"
             raise TimedOut(why, hint="Connect again when there is something to say.") from None
 
     async def tell(self, *answers: Eventable) -> None:
@@ -468,7 +473,7 @@ class Caller(Listener, Narrator):
             case _:
                 log.debug("unknown event", extra={"type": heard.kind[:64]})
         if not (self.hearing or self.saying):
-            self.door.busy.discard(self)
+            self.door.leave(self)
 
 # %% ../../nbs/76_wyoming.ipynb #176b6a5c
 class Callers:
@@ -534,6 +539,12 @@ class Door(Callers):
         if len(self.busy) >= self.limits.requests:
             raise full(f"{self.limits.requests} requests are under way", 1.0)
         self.busy.add(caller)
+        caller.over = asyncio.get_running_loop().time() + self.limits.longest_s
+
+    def leave(self, caller: Connection) -> None:
+        "It has none any more."
+        self.busy.discard(caller)
+        caller.over = math.inf
 
     def count(self, kind: str) -> None:
         self._done.labels(kind).inc()

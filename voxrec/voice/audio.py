@@ -75,7 +75,10 @@ def _mono(frame: Any) -> Samples:
         raise InputError(
             "the file holds samples that are not finite numbers", hint="Export it again as 16-bit WAV."
         )
-    return np.clip(rows.mean(axis=0, dtype=np.float32), -1, 1)
+    mixed = rows.mean(axis=0, dtype=np.float32)
+    if len(rows) > 1 and np.mean(mixed**2) < 0.01 * np.mean(rows**2, dtype=np.float32):
+        mixed = rows[0].astype(np.float32)
+    return np.clip(mixed, -1, 1)
 
 # %% ../../nbs/10_audio.ipynb #f204aa5c
 def _frames(file: BinaryIO) -> Iterator[Any]:

@@ -85,6 +85,11 @@ class EndpointState(Struct, frozen=True):
         return np.concatenate([np.empty(0, np.float32), *(self.kept if self.speaking else ())])
 
     @property
+    def speech(self) -> int:
+        "Samples of the utterance so far, the silence at its end left out."
+        return sum(map(len, self.kept)) - self.silent * FRAME if self.speaking else 0
+
+    @property
     def silent_ms(self) -> float:
         "How long the speaker has been silent."
         return self.silent * FRAME_MS
@@ -117,8 +122,22 @@ def _follow(
     if silent >= frames_of(config.silence_ms):
         return _end(going, "silence", config)
     if len(going.kept) >= int(config.max_ms // FRAME_MS):
-        return _end(going, "cap", config)
+        return _cut(going, config)
     return going, []
+
+
+def _cut(state: EndpointState, config: EndpointConfig) -> tuple[EndpointState, list[Event]]:
+    "End the utterance at its quietest place of late, and begin the next one there if there is more speech."
+    power = np.array([np.mean(np.square(frame, dtype=np.float64)) for frame in state.kept])
+    first = len(power) - len(power) // 3
+    at = first + int(np.argmin(np.convolve(power[first - 1 :], [1, 2, 1], "valid")))  # the middle of three
+    before, after = state.kept[:at], state.kept[at:]
+    if state.silent >= len(after):
+        return _end(state, "cap", config)
+    middle, start = state.position - sum(map(len, after)), state.position - sum(map(len, state.kept))
+    ended = Ended(np.concatenate(before), _ms(start), _ms(middle), _ms(middle), "cap")
+    going = EndpointState(state.position, True, after, 0, state.silent)
+    return going, [ended, Started(_ms(middle))]
 
 
 def _end(

@@ -216,9 +216,10 @@ class Remembering:
             yield from said
             return
         made = []
-        for piece in self.voice.stream(plain):
-            made.append(piece)
-            yield piece
+        for samples, rate in self.voice.stream(plain):
+            samples.flags.writeable = False  # who scales it in place would scale it for all
+            made.append((samples, rate))
+            yield samples, rate
         self._keep(plain, made)
 
     def speak(self, text: str) -> tuple[Samples, int]:
