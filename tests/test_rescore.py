@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from voxrec.errors import ConfigError, DataError, InputError
+from voxrec.voice import rescore
 from voxrec.voice.audio import RATE
 from voxrec.voice.rescore import (
     BEGIN,
@@ -99,3 +100,10 @@ def test_wrong_files_are_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "ctc_head.npz", W=np.zeros((3, 4)), b=np.zeros(3))
     with pytest.raises(DataError, match="labels"):
         read_head(tmp_path)
+
+
+def test_what_is_kept_ready_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rescore, "MOST_SEEN", 50)
+    wording = Wording(count_ngrams([["send", "help"]]), ["okafor"])
+    for n in range(500):
+        assert wording.logprob((), f"w{n}") < 0 and len(wording._seen) <= 50

@@ -20,6 +20,7 @@ from voxrec.voice.transcribe import (
     Listening,
     WhisperRecognizer,
     gate,
+    gates_of,
     model_folder,
     open_recognizer,
     read_own,
@@ -212,3 +213,49 @@ def test_malformed_length_of_prompt(whisper: WhisperRecognizer) -> None:
 def test_shipped_sample_is_heard(whisper: WhisperRecognizer) -> None:
     found = whisper.transcribe(read_audio(ROOT / "data_samples/summon_maintenance.wav"))
     assert "maintenance" in found.text.lower() and found.confidence > 0.3
+
+
+@pytest.mark.parametrize("prompt", ["Stop the line.", "Thank you for watching.", "Okay, bye."])
+def test_a_prompt_is_not_written_on_a_squeak(whisper: WhisperRecognizer, prompt: str) -> None:
+    "What Silero takes for a short word, and Whisper thinks is nobody's."
+    rng = np.random.default_rng(4)
+    for _ in range(4):
+        at = np.arange(int(rng.uniform(0.15, 0.45) * RATE)) / RATE
+        buzz = sum(
+            np.sin(2 * np.pi * f * at * rng.uniform(0.9, 1.1)) / n for n, f in enumerate((130, 700, 1_200), 1)
+        )
+        squeak = np.zeros(RATE, np.float32)
+        squeak[4_000 : 4_000 + len(at)] = 0.2 * buzz * np.hanning(len(at))
+        assert whisper.transcribe(squeak, prompt=prompt).text == ""
+
+
+def test_short_words_from_the_first_sample_on(whisper: WhisperRecognizer, say: Any) -> None:
+    heard = []
+    for word in ("Yes.", "Stop.", "Wait.", "Start.", "No.", "Help."):
+        samples = say(word)
+        loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
+        heard.append(whisper.transcribe(samples[loud[0] : loud[-1] + 1]).text.strip(".!").lower())
+    assert sum(w in ("yes", "stop", "wait", "start", "no", "help") for w in heard) >= 5, heard
+
+
+def test_a_sentence_said_again_and_again_is_heard_as_often(whisper: WhisperRecognizer, say: Any) -> None:
+    "Whisper's own answer is a loop to the gates; each by itself is none."
+    one = say("The birch canoe slid on the smooth planks.")
+    pause = 1e-4 * np.random.default_rng(0).normal(size=RATE // 4).astype(np.float32)
+    text = whisper.transcribe(np.concatenate([one, pause] * 4), words=True).text.lower()
+    assert text.count("smooth") == 4, text
+
+
+def test_gates_come_with_a_model(tmp_path: Path) -> None:
+    assert gates_of(tmp_path) == Gates()
+    (tmp_path / "gates.json").write_text('{"no_speech": 0.5}')
+    assert gates_of(tmp_path) == Gates(no_speech=0.5)
+    (tmp_path / "gates.json").write_text('{"no_such": 1}')
+    with pytest.raises(ConfigError, match=r"gates\.json"):
+        gates_of(tmp_path)
+
+
+def test_a_folder_that_is_gone_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faster_whisper.utils.download_model", None)
+    with pytest.raises(ConfigError, match="no such folder"):
+        model_folder("/no/such/model")

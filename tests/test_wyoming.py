@@ -413,6 +413,13 @@ def test_a_request_without_an_end(echo: Echo) -> None:
     assert told["code"] == "too_large" and "over 2 s" in told["text"]
 
 
+def test_a_request_that_only_pings(echo: Echo) -> None:
+    "Signs of life do not keep a place for ever."
+    with running_wyoming(echo, limits=DoorLimits(longest_s=1)) as port:
+        told = refused(port, START, Ping())
+    assert told["code"] == "timed_out" and "more than 1 s" in told["text"]
+
+
 def test_full_is_said_with_the_time_to_stay_away(echo: Echo, word: Samples) -> None:
     "One request is under way; a second has to come back, a question is answered."
 
