@@ -581,7 +581,7 @@ def test_garbage_by_grpc(site: Site) -> None:
             for sent in (b"\xff" * 100, HELLO):
                 code = await asyncio.wait_for(raw(iter([sent])).code(), 20)
                 assert code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT), code
-            assert await raw(iter([bytes(2 << 20)])).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await raw(iter([bytes(5 << 20)])).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
     beside(site, story)
 
