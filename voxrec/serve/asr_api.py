@@ -245,7 +245,7 @@ def lent(models: Models, name: str) -> Iterator[Batcher]:
             raise Unavailable(f"the model {name} cannot be loaded at present", hint=hint) from None
         yield batcher
 
-
+# %% ../../nbs/72_asr_api.ipynb #6fc36cf4
 class Hearing:
     "A recording on its way to text. `run` belongs to one thread; `stop` may be called from any."
 
@@ -377,7 +377,7 @@ class Spoken(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     speed: Annotated[float, Meta(ge=1, le=1)] = 1.0
     stream_format: Literal["audio"] = "audio"
 
-
+# %% ../../nbs/72_asr_api.ipynb #86bd73cf
 def spoken(voice: Voice, text: str) -> tuple[Samples, int]:
     "The text, and the rate. Raises TooLarge, and InputError where there is nothing to say."
     if len(text) > MOST_CHARS:
@@ -391,7 +391,7 @@ def spoken(voice: Voice, text: str) -> tuple[Samples, int]:
 
 MOST_CHARS = 4_096
 
-
+# %% ../../nbs/72_asr_api.ipynb #0aa15485
 def encoded(samples: Samples, rate: int, kind: str) -> bytes:
     "The sound as a file's bytes, or as PCM16 at `PCM_RATE`."
     if kind == "wav":
@@ -431,7 +431,7 @@ class Rate:
             hint = f"Try again in {after_s:.0f} s."
             raise RateLimited(f"over {self._item.amount} requests a minute", retry_after_s=after_s, hint=hint)
 
-
+# %% ../../nbs/72_asr_api.ipynb #571a2673
 class Places:
     "How many requests may be inside, `most` in all and `most_each` of one caller."
 
@@ -453,7 +453,7 @@ class Places:
             self.taken[caller] -= 1
             self.taken += Count()  # whoever has none is forgotten
 
-
+# %% ../../nbs/72_asr_api.ipynb #9b14bb4b
 def openai_error(problem: Problem, status: int, param: str | None = None) -> dict[str, Any]:
     "OpenAI's shape, with our hint beside it."
     kinds = {401: "authentication_error", 429: "rate_limit_error"}
@@ -707,7 +707,7 @@ def described(kind: Any, media: str = "multipart/form-data") -> dict[str, Any]:
         schema["required"] = ["file"]
     return {"requestBody": {"required": True, "content": {media: {"schema": schema}}}}
 
-
+# %% ../../nbs/72_asr_api.ipynb #1ea808f0
 def new_app(routes: Routes) -> FastAPI:
     "The routes as an application, without the doors that every service has."
     app, models = (
@@ -792,7 +792,7 @@ class Reply:
         async with asyncio.timeout(WRITE_S):
             await self._send(message)
 
-
+# %% ../../nbs/72_asr_api.ipynb #a9a78c5b
 async def rest_of(request: Request) -> bool:
     "Throw away what is still being uploaded, so that its sender reads the answer; whether that was all."
     if "expect" in request.headers:  # it asks before it sends

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'Kind', 'TIDY_S', 'Job', 'BatchLimits', 'stopping', 'full', 'Metrics', 'Lines', 'JobQueue', 'trace', 'started',
-           'give_back_memory', 'Batcher', 'heard_together']
+           'give_back_memory', 'Tidying', 'Batcher', 'failed', 'heard_together']
 
 # %% ../../nbs/68_batcher.ipynb #5cbbbddb
 import ctypes
@@ -136,10 +136,7 @@ class Lines(Struct):
 
 # %% ../../nbs/68_batcher.ipynb #ea335d16
 class JobQueue:
-    """Jobs of all streams. Safe to use from any thread.
-
-    `mean_s`: seconds from one final to the next while all are busy; before the first, a guess.
-    """
+    "Jobs of all streams, from any thread. `mean_s`: from one final to the next while all are busy."
 
     def __init__(self, limits: BatchLimits, metrics: Metrics):
         self.limits, self.metrics, self.lines, self.mean_s = limits, metrics, Lines(limits), 0.5
@@ -212,24 +209,31 @@ def give_back_memory() -> None:
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 
+
+class Tidying:
+    "`now_and_then`: once in `TIDY_S`, whoever asks."
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def now_and_then(self) -> None:
+        if time.monotonic() - self._last > TIDY_S:
+            self._last = time.monotonic()
+            give_back_memory()
+
 # %% ../../nbs/68_batcher.ipynb #0b688f2b
 class Batcher:
     "A recogniser, and the threads that ask it for everybody: as many as it serves calls at a time."
 
     def __init__(
-        self,
-        recognizer: Recognizer,
-        registry: CollectorRegistry,
-        limits: BatchLimits | None = None,
-        tracer: Tracer | None = None,
-        *,
-        model: str = "default",
-    ):
+        self, recognizer: Recognizer, registry: CollectorRegistry, limits: BatchLimits | None = None,
+        tracer: Tracer | None = None, *, model: str = "default",
+    ):  # fmt: skip
         self.recognizer, self.tracer = recognizer, tracer or new_tracer("speech")
         self.metrics = Metrics(registry, model)
         self.queue = JobQueue(limits or BatchLimits(), self.metrics)
         self.submit, self.check_room = self.queue.submit, self.queue.check_room
-        self._tidied = time.monotonic()
+        self._tidying = Tidying()
         self._threads = started(self._run, f"recogniser-{model}", recognizer.at_once)
 
     def close(self) -> None:
@@ -247,13 +251,8 @@ class Batcher:
                 try:
                     self._hear(jobs)
                 except Exception as e:  # no caller waits for ever, and the thread goes on
-                    log.exception("hearing failed")
-                    for job in jobs:
-                        if not job.answer.done():
-                            job.answer.set_exception(e)
-            if time.monotonic() - self._tidied > TIDY_S:
-                self._tidied = time.monotonic()
-                give_back_memory()
+                    failed(jobs, e)
+            self._tidying.now_and_then()
 
     def _hear(self, jobs: list[Job]) -> None:
         began, began_ns = time.perf_counter(), time.time_ns()
@@ -270,6 +269,14 @@ class Batcher:
                 job.answer.set_result(answer)
 
 # %% ../../nbs/68_batcher.ipynb #5c3844a0
+def failed(jobs: list[Job], error: Exception) -> None:
+    "Tell those who still wait."
+    log.error("hearing failed", exc_info=error)
+    for job in jobs:
+        if not job.answer.done():
+            job.answer.set_exception(error)
+
+
 def heard_together(recognizer: Recognizer, asks: list[Ask]) -> list[Transcript | Exception]:
     "The answers; where hearing them together fails, each is heard alone, and has its own failure."
     try:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'MAX_MESSAGE', 'TICK_S', 'RETRY', 'QUIET_S', 'SPEECHLESS_S', 'AT_A_TIME', 'KEEPALIVE', 'SERVER_OPTIONS',
            'LAST_S', 'BY_CODE', 'CLIENT_OPTIONS', 'OWN_STATUS', 'Limits', 'check_config', 'ask_of', 'same_words',
-           'Agreement', 'final_result', 'Utterance', 'Wire', 'read_config', 'read_audio', 'Telling', 'Stream',
-           'endpointing', 'resampler', 'foreseen', 'refuse', 'Metrics', 'never', 'SpeechService', 'serving',
+           'Agreement', 'final_result', 'Utterance', 'Wire', 'read_config', 'read_audio', 'Telling', 'Uttering',
+           'Stream', 'endpointing', 'resampler', 'foreseen', 'refuse', 'Metrics', 'never', 'SpeechService', 'serving',
            'serve_speech', 'running_speech', 'error_of', 'connect_speech', 'service_error', 'exchange', 'recognize']
 
 # %% ../../nbs/70_speech_service.ipynb #0a3fe179
@@ -44,6 +44,7 @@ from opentelemetry.trace import SpanKind, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+# %% ../../nbs/70_speech_service.ipynb #93dfccb3
 from ..errors import ConfigError, InputError, Overloaded, TimedOut, TooLarge, VoxrecError
 from ..mqtt import background_loop
 from .batcher import Batcher, BatchLimits, Job, Kind, full, stopping
@@ -259,11 +260,15 @@ class Telling:
         self.service, self.limits = service, service.limits
         self.wire = Wire(context, service.limits, self.meanwhile)
         self.config = Config()
-        self.id, self.count = uuid4().hex[:12], 0
+        self.id, self.count, self.parent = uuid4().hex[:12], 0, Context()
         self.utterance: Utterance | None = None
         self.heard_s = self.spoke_s = time.monotonic()  # when it last sent audio, and had speech in it
-        self.parent = Context()  # the trace that its work belongs to
         self.cut = asyncio.get_running_loop().create_future()  # done: others need its place
+
+    def facts(self) -> dict[str, str]:
+        "What the log and the trace say of it."
+        said = {"stream": self.id, "utterances": str(self.count)}
+        return said | {"device": self.config.device, "tenant": self.config.tenant}
 
     def submit(self, samples: Samples, kind: Kind) -> Future[Transcript]:
         ask = ask_of(self.config, samples, kind == "final" and self.config.words)
@@ -295,27 +300,10 @@ class Telling:
         return {self.utterance.partial} if self.utterance.partial else set()
 
 # %% ../../nbs/70_speech_service.ipynb #c57df58a
-class Stream(Telling):
-    "One microphone: its configuration, its utterances, its clock. Nothing here is shared but the service."
+class Uttering(Telling):
+    "Where a stream's utterances begin and end."
 
-    async def run(self) -> None:
-        "Serve it to its end. Raises VoxrecError; CancelledError when the client is gone."
-        try:
-            self.config = await read_config(self.wire)
-            self.service.batcher.recognizer.check(ask_of(self.config, np.empty(0, np.float32)))
-            resample = resampler(self.config.sample_rate)
-            usual = self.service.endpoint
-            self.segmenter = Segmenter(self.service.vad, endpointing(usual, self.config.push_to_talk))
-            async for pcm in read_audio(self.wire):
-                self.heard_s = time.monotonic() if pcm else self.heard_s
-                await self.hear(resample(pcm_to_samples(pcm), False))
-            await self.hear(resample(np.empty(0, np.float32), True))
-            await self.on(self.segmenter.finish())
-            if await self.wire.read() is not None:
-                raise InputError("a message after the end", hint="Open a stream for what comes next.")
-        finally:
-            if self.utterance:
-                self.utterance.drop()
+    segmenter: Segmenter
 
     async def hear(self, samples: Samples) -> None:
         "A message, a second at a time, so that others have their turns."
@@ -328,9 +316,8 @@ class Stream(Telling):
     async def meanwhile(self) -> Set[Any]:
         "An utterance that nothing comes of any more is over, and so is one that the service cannot wait for."
         now, stopping = time.monotonic(), self.service.stopping
-        if self.utterance and (
-            self.heard_s < now - self.limits.stall_s or (stopping.done() and stopping.result() < now)
-        ):
+        late = stopping.done() and stopping.result() < now
+        if self.utterance and (late or self.heard_s < now - self.limits.stall_s):
             await self.on(self.segmenter.finish())
         return await super().meanwhile()
 
@@ -353,6 +340,29 @@ class Stream(Telling):
                 transcript = await asyncio.wrap_future(self.submit(event.samples, "final"))
                 await self.tell(final_result(self.utterance.id, transcript, event, self.config.words))
                 self.utterance = None
+
+# %% ../../nbs/70_speech_service.ipynb #94509623
+class Stream(Uttering):
+    "One microphone: its configuration, its utterances, its clock. Nothing here is shared but the service."
+
+    async def run(self) -> None:
+        "Serve it to its end. Raises VoxrecError; CancelledError when the client is gone."
+        try:
+            self.config = await read_config(self.wire)
+            self.service.batcher.recognizer.check(ask_of(self.config, np.empty(0, np.float32)))
+            resample = resampler(self.config.sample_rate)
+            usual = self.service.endpoint
+            self.segmenter = Segmenter(self.service.vad, endpointing(usual, self.config.push_to_talk))
+            async for pcm in read_audio(self.wire):
+                self.heard_s = time.monotonic() if pcm else self.heard_s
+                await self.hear(resample(pcm_to_samples(pcm), False))
+            await self.hear(resample(np.empty(0, np.float32), True))
+            await self.on(self.segmenter.finish())
+            if await self.wire.read() is not None:
+                raise InputError("a message after the end", hint="Open a stream for what comes next.")
+        finally:
+            if self.utterance:
+                self.utterance.drop()
 
 # %% ../../nbs/70_speech_service.ipynb #3a49dea9
 def endpointing(usual: EndpointConfig, push_to_talk: bool) -> EndpointConfig:
@@ -469,8 +479,7 @@ class SpeechService(speech_pb2_grpc.SpeechServicer):
         finally:
             self.room.leave(stream)
             self.metrics.ended.labels(code).inc()
-            facts = {"stream": stream.id, "device": stream.config.device, "tenant": stream.config.tenant}
-            facts |= {"code": code, "utterances": str(stream.count)}
+            facts = {**stream.facts(), "code": code}
             log.info("stream ended", extra=facts)
             span.set_attributes(facts)
             span.end()
@@ -498,7 +507,7 @@ SERVER_OPTIONS = [
 
 LAST_S = 3.0  # of draining: utterances end, and are heard
 
-
+# %% ../../nbs/70_speech_service.ipynb #ca802294
 @asynccontextmanager
 async def serving(
     recognizer: Recognizer,
@@ -535,7 +544,7 @@ async def serving(
         await server.stop(drain_s)
         await asyncio.to_thread(service.close)
 
-# %% ../../nbs/70_speech_service.ipynb #ca802294
+# %% ../../nbs/70_speech_service.ipynb #4f27d736
 def serve_speech(
     recognizer: Recognizer,
     host: str,
@@ -562,7 +571,7 @@ def serve_speech(
 
     asyncio.run(until_told())
 
-
+# %% ../../nbs/70_speech_service.ipynb #f20e9915
 @contextmanager
 def running_speech(
     recognizer: Recognizer,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'T', 'MAX_DATA', 'MAX_PAYLOAD', 'Size', 'OURS', 'MAKERS', 'CHUNK_MS', 'DoorLimits', 'Header', 'Heard',
            'read_event', 'Form', 'Wanted', 'Asked', 'VoiceWanted', 'Text', 'mono', 'Hearing', 'Saying', 'offer',
-           'Connection', 'streams', 'Ears', 'Listener', 'Speaker', 'Narrator', 'Caller', 'Callers', 'Door',
+           'Connection', 'streams', 'Ears', 'Listener', 'Speaker', 'Narrator', 'Caller', 'Callers', 'Requests', 'Door',
            'serving_wyoming', 'serve_wyoming', 'running_wyoming']
 
 # %% ../../nbs/76_wyoming.ipynb #ee45c064
@@ -520,19 +520,8 @@ class Callers:
             self.quiet.pop(caller, None)
 
 # %% ../../nbs/76_wyoming.ipynb #7ff55293
-class Door(Callers):
-    "All callers, and what they share. To be made on the event loop that serves them."
-
-    def __init__(
-        self, batcher: Batcher, voice: Voice | None, registry: CollectorRegistry, *,
-        model: str, languages: Sequence[str], prompt: str, endpoint: EndpointConfig, limits: DoorLimits,
-    ):  # fmt: skip
-        super().__init__(limits, registry)
-        self.batcher, self.voice, self.model, self.languages = batcher, voice, model, tuple(languages)
-        self.info, self.prompt = offer(model, languages, voice), prompt
-        self.endpoint, self.vad = endpoint, Vad()
-        self._ears, self._mouth = ThreadPoolExecutor(1, "wyoming-vad"), ThreadPoolExecutor(1, "wyoming-voice")
-        self._done = Counter("voxrec_wyoming_requests", "Requests answered", ["kind"], registry=registry)
+class Requests(Callers):
+    "Who has a request."
 
     def enter(self, caller: Connection) -> None:
         "It has a request now. Raises Overloaded when too many have."
@@ -545,6 +534,21 @@ class Door(Callers):
         "It has none any more."
         self.busy.discard(caller)
         caller.over = math.inf
+
+# %% ../../nbs/76_wyoming.ipynb #330774c1
+class Door(Requests):
+    "All callers, and what they share. To be made on the event loop that serves them."
+
+    def __init__(
+        self, batcher: Batcher, voice: Voice | None, registry: CollectorRegistry, *,
+        model: str, languages: Sequence[str], prompt: str, endpoint: EndpointConfig, limits: DoorLimits,
+    ):  # fmt: skip
+        super().__init__(limits, registry)
+        self.batcher, self.voice, self.model, self.languages = batcher, voice, model, tuple(languages)
+        self.info, self.prompt = offer(model, languages, voice), prompt
+        self.endpoint, self.vad = endpoint, Vad()
+        self._ears, self._mouth = ThreadPoolExecutor(1, "wyoming-vad"), ThreadPoolExecutor(1, "wyoming-voice")
+        self._done = Counter("voxrec_wyoming_requests", "Requests answered", ["kind"], registry=registry)
 
     def count(self, kind: str) -> None:
         self._done.labels(kind).inc()

@@ -85,7 +85,7 @@ class Ask(Struct, frozen=True, kw_only=True):
     language: str = ""
     task: Literal["transcribe", "translate"] = "transcribe"
 
-
+# %% ../../nbs/12_transcribe.ipynb #b102a53a
 class Recognizer(Protocol):
     "The port. Samples are float32 at 16 kHz in [-1, 1]. An engine has one of the two methods, or both."
 
@@ -670,7 +670,7 @@ class _Deciding(_Hearing):
             found[i] = found[i] if without_prompt.rejected else without_prompt
         return found
 
-
+# %% ../../nbs/12_transcribe.ipynb #3aa77e8b
 def unheard(part: Part, heard: Transcript) -> int:
     "How many spans of speech have no word in them, if there are several."
     if len(part.spoken) < 2:
@@ -683,7 +683,7 @@ def unheard(part: Part, heard: Transcript) -> int:
         for start, end in part.spoken
     )
 
-# %% ../../nbs/12_transcribe.ipynb #3aa77e8b
+# %% ../../nbs/12_transcribe.ipynb #4f6c9070
 class WhisperRecognizer(_Deciding):
     "A CTranslate2 Whisper, shared by all streams; any thread may call it, `at_once` of them are served."
 
@@ -726,7 +726,7 @@ class WhisperRecognizer(_Deciding):
             for ask, b in zip(asks, begun, strict=True)
         ]  # fmt: skip
 
-
+# %% ../../nbs/12_transcribe.ipynb #ecd9aec2
 def _told(ask: Ask, parts: list[tuple[int, Transcript]]) -> Transcript:
     "One transcript, with words if they were asked for."
     whole = _joined(parts)
@@ -831,7 +831,7 @@ def spoken_pieces(sound: Iterable[Samples], vad: Vad) -> Iterator[Piece]:
         oldest = min([next_start, *(start * RATE // 1000 for start, _ in waiting)])
         kept, first = kept[max(0, oldest - first) :], max(first, oldest)
 
-
+# %% ../../nbs/12_transcribe.ipynb #6aa6f87a
 def _in_windows(piece: Piece) -> Iterator[Piece]:
     "The piece; an utterance of more than `WINDOW_S` in as many as it takes."
     if len(piece.spoken) > 1 or len(piece.samples) <= WINDOW_S * RATE:
