@@ -9,8 +9,8 @@ __all__ = ['log', 'Span', 'TINY_EN_BYTES', 'TINY_EN_SHA256', 'Own', 'SHORTENED',
            'Listening', 'read_own', 'listening_of', 'one_thread', 'prompt_tokens', 'Gates', 'gates_of', 'Heard', 'gate',
            'confidence', 'windows', 'Engine', 'workers_of', 'Part', 'spoken_spans', 'encode', 'write', 'max_length',
            'align', 'decode', 'spoken_language', 'unheard', 'WhisperRecognizer', 'checked', 'open_recognizer',
-           'Segment', 'pieces', 'Piece', 'spoken_pieces', 'in_blocks', 'left_out', 'side_by_side', 'hear_pieces',
-           'as_segment', 'hear_recording', 'segments']
+           'Segment', 'pieces', 'Piece', 'spoken_pieces', 'in_blocks', 'side_by_side', 'hear_pieces', 'as_segment',
+           'hear_recording', 'segments']
 
 # %% ../../nbs/12_transcribe.ipynb #62be1e67
 import hashlib
@@ -806,12 +806,6 @@ class Piece(Struct, frozen=True):
     def start_ms(self) -> int:
         return self.spoken[0][0]
 
-    @property
-    def apart(self) -> "list[Piece]":
-        "Each utterance by itself."
-        at = [tuple((ms - self.start_ms) * RATE // 1000 for ms in span) for span in self.spoken]
-        return [Piece([span], self.samples[a:b]) for span, (a, b) in zip(self.spoken, at, strict=True)]
-
 
 def spoken_pieces(sound: Iterable[Samples], vad: Vad) -> Iterator[Piece]:
     "The pieces of a recording."
@@ -847,12 +841,6 @@ def in_blocks(samples: Samples, seconds: int = 10) -> Iterator[Samples]:
     yield from (samples[at : at + seconds * RATE] for at in range(0, len(samples), seconds * RATE))
 
 # %% ../../nbs/12_transcribe.ipynb #621a8d65
-def left_out(piece: Piece, words: Iterable[Word]) -> int:
-    "How many utterances of a piece have no word in them."
-    said = [piece.start_ms + (w.start_ms + w.end_ms) / 2 for w in words]
-    return sum(not any(start <= ms <= end for ms in said) for start, end in piece.spoken)
-
-
 def side_by_side(recognizer: Recognizer, asks: Sequence[Ask]) -> list[Transcript | VoxrecError]:
     "An answer to each; as many calls at a time as the recogniser serves."
     if recognizer.at_once == 1:
@@ -865,15 +853,12 @@ def side_by_side(recognizer: Recognizer, asks: Sequence[Ask]) -> list[Transcript
 def hear_pieces(
     recognizer: Recognizer, group: Sequence[Piece], like: Ask
 ) -> Iterator[tuple[Piece, Transcript]]:
-    "What is heard in the pieces, with words; a piece may come apart. Raises what is wrong with one."
+    "What is heard in the pieces, with words. Raises what is wrong with one."
     answers = side_by_side(recognizer, [replace(like, samples=p.samples, words=True) for p in group])
     for piece, answer in zip(group, answers, strict=True):
         if isinstance(answer, VoxrecError):
             raise answer
-        missing = left_out(piece, answer.words) if len(piece.spoken) > 1 else 0
-        again = list(hear_pieces(recognizer, piece.apart, like)) if missing else []
-        better = missing > sum(not heard.text for _, heard in again)
-        yield from again if missing and better else [(piece, answer)]
+        yield piece, answer
 
 
 def as_segment(piece: Piece, heard: Transcript, words: bool) -> Segment:
