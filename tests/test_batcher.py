@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -138,6 +138,34 @@ def test_what_waits_is_heard_together_and_too_many_are_refused() -> None:
     assert parrot.sizes[:5] == [1, 2, 2, 2, 2], parrot.sizes
     heard = sample(registry, "voxrec_speech_batch_size_sum", model="default", kind="final")
     assert heard == 9
+
+
+def test_who_has_most_waiting_gives_way() -> None:
+    parrot = Waiting()
+    batcher = Batcher(parrot, new_registry("test"), BatchLimits(waiting=4, at_once=1))
+
+    def submit(caller: str, number: int) -> Future[Transcript]:
+        job = Job(stream=str(number), caller=caller, ask=Ask(samples=sound(number)), kind="final")
+        return batcher.submit(job)
+
+    first = submit("many", 0)
+    while not parrot.sizes:
+        threading.Event().wait(0.001)
+    many = [submit("many", i) for i in range(1, 5)]
+    with pytest.raises(Overloaded, match="4 utterances wait already"):
+        submit("many", 5)
+    few = [submit(name, 6 + i) for i, name in enumerate("ab")]
+    refused = [answer.exception(1) for answer in many[2:]]
+    assert [e.retry_after_s > 0 for e in refused if isinstance(e, Overloaded)] == [True, True]
+    with pytest.raises(Overloaded):  # now two wait of "many", one of "a", one of "b"
+        submit("a", 8)
+    heard = list[str]()
+    for answer in (first, *many[:2], *few):
+        answer.add_done_callback(lambda done: heard.append(done.result().text.strip()))
+    parrot.cue.set()
+    wait([first, *many, *few], 10)
+    batcher.close()
+    assert heard == ["0", "1", "6", "7", "2"], "one of many, then the others, then the next of many"
 
 
 def test_who_is_free_takes_a_share() -> None:

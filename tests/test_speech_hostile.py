@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -495,6 +496,37 @@ def test_streams_that_say_nothing(site: Site) -> None:
 
     told = beside(site, story)
     assert (told.count("Overloaded"), told.count("TimedOut")) == (1, 63), "one made room"
+
+
+def test_one_connection_that_wants_it_all(site: Site) -> None:
+    "All places are taken by streams that speak without an end and come again; others are heard."
+    sentence = samples_to_pcm(np.concatenate([SPOKEN, np.zeros(RATE, np.float32)]))
+    told = Counter[str]()
+
+    async def story(worst: asyncio.Event) -> None:
+        async def talk() -> AsyncIterator[bytes]:
+            while True:
+                yield sentence
+
+        async def again_and_again(stub: Any) -> None:
+            while True:
+                try:
+                    async for _ in recognize(stub, Config(sample_rate=RATE), talk()):
+                        told["heard"] += 1
+                except VoxrecError as e:
+                    told[type(e).__name__] += 1
+
+        async with connect_speech(site.grpc) as stub:
+            streams = [asyncio.create_task(again_and_again(stub)) for _ in range(64)]
+            await asyncio.sleep(5)
+            worst.set()
+            await asyncio.sleep(10)
+            for stream in streams:
+                stream.cancel()
+            await asyncio.wait(streams)
+
+    beside(site, story)
+    assert told["heard"] and told["Overloaded"] and set(told) == {"heard", "Overloaded"}, told
 
 
 def test_a_byte_now_and_then(site: Site) -> None:

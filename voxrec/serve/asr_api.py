@@ -186,8 +186,8 @@ class Gone(Exception):
 class Pieces(Recognizer):
     "A batcher as the recogniser of one recording."
 
-    def __init__(self, batcher: Batcher, parent: Context | None, gone: threading.Event):
-        self.batcher, self.parent, self.gone = batcher, parent, gone
+    def __init__(self, batcher: Batcher, caller: str, parent: Context | None, gone: threading.Event):
+        self.batcher, self.caller, self.parent, self.gone = batcher, caller, parent, gone
         self.stream, self.first = uuid4().hex[:12], True
         self.waiting = list[Future[Transcript]]()
 
@@ -196,7 +196,7 @@ class Pieces(Recognizer):
         self.first, self.waiting = False, []
         try:
             for ask in asks:
-                job = Job(stream=self.stream, ask=ask, kind=kind, parent=self.parent)
+                job = Job(stream=self.stream, caller=self.caller, ask=ask, kind=kind, parent=self.parent)
                 self.waiting.append(self._submit(job))
             found = [answer.result() for answer in self.waiting]
         except CancelledError:
@@ -251,18 +251,19 @@ class Hearing:
 
     def __init__(
         self, models: Models, vad: Vad, tracer: Tracer, file: BinaryIO, model: str, like: Ask,
-        *, max_s: float, at_once: int = 8,
+        *, max_s: float, at_once: int = 8, caller: str = "",
     ):  # fmt: skip
         self.models, self.vad, self.tracer, self.file, self.like = models, vad, tracer, file, like
         self.model, self.max_s, self.at_once = models.resolve(model), max_s, at_once
         self.parent, self.gone, self.pieces = tracing_context.get_current(), threading.Event(), list[Pieces]()
+        self.caller = caller
         self.samples, self.language, self.rejected = 0, like.language, list[Rejected]()
 
     def run(self) -> Iterator[Heard]:
         "Segments that say something. Raises what loading, decoding and hearing raise; Gone if stopped."
         with self.file, lent(self.models, self.model) as batcher:
             batcher.recognizer.check(self.like)
-            pieces = Pieces(batcher, self.parent, self.gone)
+            pieces = Pieces(batcher, self.caller, self.parent, self.gone)
             self.pieces.append(pieces)
             found = hear_recording(pieces, decoded(self), self.vad, self.like, at_once=self.at_once)
             for segment, transcript in found:
@@ -556,13 +557,15 @@ class Shared:
             raise
         return fields, file.file
 
-    def hearing(self, fields: Helping, file: BinaryIO, like: Ask, at_once: int = 8) -> Hearing:
+    def hearing(
+        self, request: Request, fields: Helping, file: BinaryIO, like: Ask, at_once: int = 8
+    ) -> Hearing:
         "NotFound for a model that there is not."
         hotwords = tuple(filter(None, map(str.strip, fields.hotwords.split(","))))
         language = re.split("[-_]", fields.language.strip().lower())[0]
         like = replace(like, prompt=fields.prompt, hotwords=hotwords, language=language)
         max_s = self.settings.speech_max_minutes * 60
-        given: dict[str, Any] = {"max_s": max_s, "at_once": at_once}
+        given: dict[str, Any] = {"max_s": max_s, "at_once": at_once, "caller": request.state.caller}
         return Hearing(self.models, self.vad, self.tracer, file, fields.model, like, **given)
 
 # %% ../../nbs/72_asr_api.ipynb #b1db7aef
@@ -649,9 +652,9 @@ class Transcribing(AsrService):
             raise WrongField(f"{kind} cannot be streamed", "stream", hint="Ask for json, or do not stream.")
         like = Ask(samples=NOTHING, words="word" in granularities, task=task)
         if not fields.stream:
-            hearing = self.hearing(fields, file, like)
+            hearing = self.hearing(request, fields, file, like)
             return reply(fields, hearing, await self.heard(request, hearing))
-        hearing = self.hearing(fields, file, like, at_once=2)
+        hearing = self.hearing(request, fields, file, like, at_once=2)
         rest = listen_to(hearing, self.pool)
 
         async def beginning() -> Heard | None:
@@ -666,7 +669,7 @@ class Routes(Transcribing):
 
     async def transcribe(self, request: Request) -> Response:
         fields, file = await self.upload(request, OwnFields)
-        hearing = self.hearing(fields, file, Ask(samples=NOTHING, words=fields.words))
+        hearing = self.hearing(request, fields, file, Ask(samples=NOTHING, words=fields.words))
         heard = await self.heard(request, hearing)
         answer = {
             "text": full_text(heard),
@@ -850,7 +853,7 @@ async def answered(
     "Let it in, and have it answered, whatever happens."
     scope, receive = request.scope, request.receive
     try:
-        caller = facts["caller"] = admit(routes, request)
+        caller = facts["caller"] = request.state.caller = admit(routes, request)
         with routes.places.enter(caller) if request.method == "POST" else nullcontext():
             await app(scope, receive, reply)
     except Exception as e:

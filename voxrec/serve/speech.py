@@ -14,6 +14,7 @@ import asyncio
 import logging
 import signal
 import time
+from collections import Counter as Count
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -265,6 +266,11 @@ class Telling:
         self.heard_s = self.spoke_s = time.monotonic()  # when it last sent audio, and had speech in it
         self.cut = asyncio.get_running_loop().create_future()  # done: others need its place
 
+    @property
+    def caller(self) -> str:
+        "Who takes turns with the others: the tenant, or the connection of who names none."
+        return self.config.tenant or str(self.wire.context.peer())
+
     def facts(self) -> dict[str, str]:
         "What the log and the trace say of it."
         said = {"stream": self.id, "utterances": str(self.count)}
@@ -272,7 +278,8 @@ class Telling:
 
     def submit(self, samples: Samples, kind: Kind) -> Future[Transcript]:
         ask = ask_of(self.config, samples, kind == "final" and self.config.words)
-        return self.service.batcher.submit(Job(stream=self.id, ask=ask, kind=kind, parent=self.parent))
+        job = Job(stream=self.id, caller=self.caller, ask=ask, kind=kind, parent=self.parent)
+        return self.service.batcher.submit(job)
 
     async def tell(self, result: Result) -> None:
         await self.wire.write(result)
@@ -291,7 +298,7 @@ class Telling:
             if self.service.stopping.done():
                 raise stopping()
             if self.cut.done():
-                raise full("others need the place of a stream that says nothing", 1.0)
+                raise full("others need the place of this stream", 1.0)
             return {self.service.stopping, self.cut}
         if result := self.utterance.take():
             known = self.service.complete(result.text, self.config.tenant)
@@ -332,7 +339,7 @@ class Uttering(Telling):
         for event in events:
             self.spoke_s = time.monotonic()
             if isinstance(event, Started):
-                self.service.batcher.check_room()  # better now than after a sentence
+                self.service.batcher.check_room("final", self.caller)  # better now than after a sentence
                 self.count += 1
                 self.utterance = Utterance(f"{self.id}-{self.count}", event.start_ms)
             elif self.utterance:
@@ -416,21 +423,29 @@ def never(text: str, tenant: str) -> bool:
 
 # %% ../../nbs/70_speech_service.ipynb #1e2ec27f
 class _Room:
-    "Who is connected. A stream that says nothing makes room for another."
+    "Who is connected. A silent stream makes room for another; so does one of many, when it pauses."
 
     def __init__(self, limits: Limits, metrics: Metrics):
         self.limits, self.metrics, self.streams = limits, metrics, set[Stream]()
 
     def enter(self, stream: Stream) -> None:
-        "Raises Overloaded where all places are taken by those who speak."
+        "Raises Overloaded where all places are taken by those who speak and have no more than this one."
         if len(self.streams) >= self.limits.streams:
             now = time.monotonic()
             may_go = [s for s in self.streams if not (s.utterance or s.cut.done())]
             may_go = [s for s in may_go if s.heard_s < now - QUIET_S or s.spoke_s < now - SPEECHLESS_S]
+            may_go = may_go or self._of_who_has_most(stream.caller)
             if not may_go:
                 raise full(f"{self.limits.streams} streams are open already", 1.0)
             min(may_go, key=lambda s: s.spoke_s).cut.set_result(None)
         self._change(self.streams | {stream})
+
+    def _of_who_has_most(self, caller: str) -> list[Stream]:
+        "The streams of a caller who has at least two more than this one."
+        uncut = [s for s in self.streams if not s.cut.done()]
+        has = Count(s.caller for s in uncut)
+        most = max(has.values(), default=0)
+        return [s for s in uncut if has[s.caller] == most > has[caller] + 1]
 
     def leave(self, stream: Stream) -> None:
         self._change(self.streams - {stream})
@@ -469,7 +484,7 @@ class SpeechService(speech_pb2_grpc.SpeechServicer):
         span = self.tracer.start_span("StreamingRecognize", caller, kind=SpanKind.SERVER)
         stream.parent = set_span_in_context(span)
         try:
-            self.batcher.check_room()
+            self.batcher.check_room("final", stream.caller)
             self.room.enter(stream)
             await stream.run()
             code = "OK"
