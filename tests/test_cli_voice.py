@@ -175,6 +175,8 @@ def test_transcribe_for_people_is_a_line(voxrec: Run, monkeypatch: pytest.Monkey
         (["serve", "bridge"], {}, "VOXREC_MQTT_URL is needed"),
         (["serve", "bridge"], {"MQTT_URL": "mqtt://127.0.0.1"}, "VOXREC_TENANTS is needed"),
         (["serve", "speech"], {"SPEECH_PORT": "99999"}, "VOXREC_SPEECH_PORT"),
+        (["serve", "speech"], {"API_KEYS": "none.txt"}, "cannot read the keys in none.txt"),
+        (["serve", "speech", "--tls-cert", "a.pem"], {}, "a certificate or its key is not named"),
     ],
 )
 def test_asked_for_wrongly_is_2_and_says_what_is_missing(

@@ -276,8 +276,14 @@ def speech(
     pre_roll_ms: Annotated[int, typer.Option(help="kept from before it")] = 300,
     silence_ms: Annotated[int, typer.Option(help="silence that ends it")] = 700,
     max_ms: Annotated[int, typer.Option(help="the longest utterance")] = 15_000,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM: serve TLS with this certificate")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM: its private key")] = None,
+    tls_clients: Annotated[Path | None, typer.Option(help="PEM: who signs the clients' certificates")] = None,
 ) -> None:
-    "The speech service: streaming recognition over gRPC. With VOXREC_TENANTS it knows a whole command."
+    """The speech service: streaming recognition over gRPC.
+
+    With VOXREC_TENANTS it knows a whole command; with VOXREC_API_KEYS it asks for a key.
+    """
     from voxrec.serve.speech import serve_speech
     from voxrec.telemetry import new_registry, tracing
     from voxrec.voice.endpoint import EndpointConfig
@@ -286,6 +292,7 @@ def speech(
     from voxrec.voice.turn import whole_commands
 
     settings = settings_now()
+    how = _guarding(settings, tls_cert, tls_key, tls_clients)
     endpoint = EndpointConfig(
         start_ms=start_ms, pre_roll_ms=pre_roll_ms, silence_ms=silence_ms, max_ms=max_ms
     )
@@ -293,7 +300,7 @@ def speech(
     port = settings.speech_port if port is None else port
     at = (host or settings.host, port, new_registry("speech"))
     with tracing("speech", settings.otlp_url) as tracer:
-        how: dict[str, Any] = {"endpoint": endpoint, "tracer": tracer}
+        how |= {"endpoint": endpoint, "tracer": tracer}
         if settings.tenants is None:
             return serve_speech(recognizer, *at, **how)
         book = TenantBook(settings.tenants)
@@ -304,6 +311,23 @@ def speech(
             return book.tenants
 
         return serve_speech(recognizer, *at, complete=whole_commands(intents, now), **how)
+
+# %% ../../nbs/88_voice_commands.ipynb #bdf5c207
+def _guarding(
+    settings: Settings, cert: Path | None, key: Path | None, clients: Path | None
+) -> dict[str, Any]:
+    "Who may come in. Raises ConfigError."
+    from voxrec.serve.guard import Guard, Tls
+    from voxrec.service import read_keys
+
+    keys = read_keys(settings.api_keys) if settings.api_keys else None
+    guard = Guard(keys, settings.speech_per_minute)
+    if cert and key:
+        return {"guard": guard, "tls": Tls(certificate=cert, private_key=key, clients=clients)}
+    if cert or key or clients:
+        hint = "TLS wants --tls-cert and --tls-key; --tls-clients asks callers for certificates too."
+        raise ConfigError("a certificate or its key is not named", hint=hint)
+    return {"guard": guard, "tls": None}
 
 # %% ../../nbs/88_voice_commands.ipynb #1be87769
 @serve_app.command("asr")

@@ -8,9 +8,9 @@ __all__ = ['log', 'Format', 'Kind', 'FIELDS_HINT', 'SLOWEST', 'UPLOAD_S', 'ROOM_
            'PART', 'REQUEST_ID', 'REST_S', 'REST_BYTES', 'DOORS', 'OPEN', 'TEND_S', 'Helping', 'Fields', 'OwnFields',
            'WrongField', 'as_fields', 'read_fields', 'read_form', 'upload_too_large', 'Gone', 'Pieces', 'Rejected',
            'lent', 'Hearing', 'decoded', 'full_text', 'srt', 'vtt', 'usage', 'verbose', 'Spoken', 'spoken', 'encoded',
-           'RateLimited', 'Rate', 'Places', 'openai_error', 'error_response', 'unless_gone', 'listen_to', 'Shared',
-           'AsrService', 'reply', 'events', 'Transcribing', 'Routes', 'described', 'new_app', 'docs_page', 'Reply',
-           'rest_of', 'told', 'admit', 'answered', 'AsrApi', 'living', 'open_asr', 'serve_asr', 'running_asr']
+           'Places', 'openai_error', 'error_response', 'unless_gone', 'listen_to', 'Shared', 'AsrService', 'reply',
+           'events', 'Transcribing', 'Routes', 'described', 'new_app', 'docs_page', 'Reply', 'rest_of', 'told', 'admit',
+           'answered', 'AsrApi', 'living', 'open_asr', 'serve_asr', 'running_asr']
 
 # %% ../../nbs/72_asr_api.ipynb #886907bd
 import asyncio
@@ -32,9 +32,6 @@ import av
 import msgspec
 import numpy as np
 from fastapi import FastAPI
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 from opentelemetry import context as tracing_context
@@ -54,6 +51,7 @@ from ..config import Settings
 from ..errors import ConfigError, DataError, InputError, NotFound, Overloaded, TooLarge, TooSlow
 from ..errors import Unavailable, VoxrecError
 from .batcher import Batcher, Job
+from .guard import Rate, RateLimited
 from .models import ALIAS, Models, listed_models, models_of
 from ..service import BODY_S, JSON, Api, Gate, MethodNotAllowed, Problem, decode_body, problem_response
 from ..service import read_body, read_keys, running, serve, stopped
@@ -410,27 +408,6 @@ def encoded(samples: Samples, rate: int, kind: str) -> bytes:
         for packet in (*stream.encode(frame), *stream.encode(None)):
             out.mux(packet)
     return made.getvalue()
-
-# %% ../../nbs/72_asr_api.ipynb #1e7b9903
-class RateLimited(Overloaded):
-    "This caller has asked too often."
-
-
-class Rate:
-    "How often each caller may ask: `per_minute` times in any sixty seconds."
-
-    def __init__(self, per_minute: int):
-        self._item, self._limiter = (
-            RateLimitItemPerMinute(per_minute),
-            MovingWindowRateLimiter(MemoryStorage()),
-        )
-
-    def hit(self, caller: str) -> None:
-        "Raises RateLimited, with the seconds until there is room."
-        if not self._limiter.hit(self._item, caller):
-            after_s = max(1.0, self._limiter.get_window_stats(self._item, caller).reset_time - time.time())
-            hint = f"Try again in {after_s:.0f} s."
-            raise RateLimited(f"over {self._item.amount} requests a minute", retry_after_s=after_s, hint=hint)
 
 # %% ../../nbs/72_asr_api.ipynb #571a2673
 class Places:

@@ -52,7 +52,12 @@ class Job(Struct, eq=False, kw_only=True):
     def who(self) -> str:
         return self.caller or self.stream
 
+    def give_way(self, after_s: float) -> None:
+        "It is not heard, since others are."
+        if self.answer.set_running_or_notify_cancel():
+            self.answer.set_exception(full("callers with fewer utterances go first", after_s))
 
+# %% ../../nbs/68_batcher.ipynb #2681655b
 class BatchLimits(Struct, frozen=True, kw_only=True):
     "How much may wait, and how much is heard at once."
 
@@ -61,6 +66,9 @@ class BatchLimits(Struct, frozen=True, kw_only=True):
     at_once: int = 2
     pieces_at_once: int = 1
     partials_at_once: int = 2
+
+    def room(self, kind: Kind) -> int:
+        return self.waiting if kind == "final" else self.pieces
 
 
 def stopping() -> Unavailable:
@@ -118,6 +126,10 @@ class Line(Struct):
         if not jobs:
             del self.callers[job.who]
 
+    def forget_cancelled(self) -> None:
+        for job in [j for j in self if j.answer.cancelled()]:
+            self.remove(job)
+
     def take(self, n: int) -> list[Job]:
         "The next `n`."
         taken = list[Job]()
@@ -147,15 +159,20 @@ class Lines(Struct):
     def of(self, kind: Kind) -> Line:
         "Those of this kind that still wait."
         line = {"final": self.finals, "piece": self.pieces, "partial": self.partials}[kind]
-        for job in [j for j in line if j.answer.cancelled()]:
-            line.remove(job)
+        line.forget_cancelled()
         return line
 
     def too_many(self, kind: Kind) -> int | None:
         "How many finals, or pieces, wait, if no more may."
         waiting = len(self.of(kind))
-        most = self.limits.waiting if kind == "final" else self.limits.pieces
-        return waiting if waiting >= most else None
+        return waiting if waiting >= self.limits.room(kind) else None
+
+    def replaced(self, job: Job) -> Job | None:
+        "The partial of the same stream, which does not wait any more, since this job is newer."
+        mine = self.partials.callers.get(job.who, ())
+        if stale := next((j for j in mine if j.stream == job.stream), None):
+            self.partials.remove(stale)
+        return stale
 
     @property
     def waiting(self) -> list[Job]:
@@ -168,13 +185,13 @@ class Lines(Struct):
 
     def _turn(self) -> tuple[Line, int]:
         "The line whose turn it is, and how many of it are heard at once."
-        if not self.finals and self.partials and not (self.pieces and self.pieces_turn):
-            self.pieces_turn = True
+        partials = not self.finals and self.partials and not (self.pieces and self.pieces_turn)
+        self.pieces_turn = bool(self.finals or partials)
+        if partials:
             return self.partials, self.limits.partials_at_once
-        self.pieces_turn = bool(self.finals)
-        if self.finals:
-            return self.finals, self.limits.at_once
-        return self.pieces, self.limits.pieces_at_once
+        return (
+            (self.finals, self.limits.at_once) if self.finals else (self.pieces, self.limits.pieces_at_once)
+        )
 
 # %% ../../nbs/68_batcher.ipynb #e32fda1e
 class JobQueue:
@@ -189,35 +206,23 @@ class JobQueue:
         with self._changed:
             if self._closed:
                 raise stopping()
-            if job.kind != "piece":
-                self._drop_partial(job)
+            if (stale := self.lines.replaced(job)) and stale.answer.cancel():
+                self.metrics.dropped.inc()
             if job.kind != "partial" and (other := self.check_room(job.kind, job.who)):
                 self.lines.finals.remove(other)
-                if other.answer.set_running_or_notify_cancel():
-                    other.answer.set_exception(self._full("callers with fewer utterances go first"))
+                other.give_way(max(0.1, self.limits.waiting * self.mean_s))
             self.lines.of(job.kind).add(job)
             self._changed.notify()
         return job.answer
 
-    def _drop_partial(self, job: Job) -> None:
-        "What still waits of the stream, since this one is newer."
-        mine = self.lines.partials.callers.get(job.who, ())
-        if stale := next((j for j in mine if j.stream == job.stream), None):
-            self.lines.partials.remove(stale)
-            if stale.answer.cancel():
-                self.metrics.dropped.inc()
-
     def check_room(self, kind: Kind = "final", caller: str = "") -> Job | None:
         "The job that gives way to this caller's, if one must. Raises Overloaded when none would be taken."
         with self._changed:  # reentrant
-            if (waiting := self.lines.too_many(kind)) is None:
-                return None
-            if kind == "final" and (other := self.lines.finals.newest(caller)):
+            waiting = self.lines.too_many(kind)
+            other = self.lines.finals.newest(caller) if waiting and kind == "final" else None
+            if waiting is None or other:
                 return other
-            raise self._full(f"{waiting} utterances wait already")
-
-    def _full(self, why: str) -> Overloaded:
-        return full(why, max(0.1, self.mean_s * (len(self.lines.finals) + len(self.lines.pieces))))
+            raise full(f"{waiting} utterances wait already", max(0.1, waiting * self.mean_s))
 
     def take(self) -> list[Job]:
         "Who is heard next, when there is somebody; nobody once closed."

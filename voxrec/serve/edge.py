@@ -30,8 +30,10 @@ from voxrec.mqtt import (
     device_topic,
     embedded_broker,
     json_of,
+    parse_url,
 )
 from .bridge import Bridge, BridgeConfig, Utterance, open_bridge
+from .guard import parse_target
 from .speech import running_speech
 from ..telemetry import new_registry
 from ..voice.actions import Board, open_actions, open_board
@@ -162,7 +164,9 @@ async def run_edge(settings: Settings, stop: asyncio.Event) -> None:
     registry = new_registry("bridge")
     async with serving_edge(mqtt_url, target, tenants, intents, voice, audit=audit, registry=registry):
         watching = asyncio.create_task(refreshing(tenants))
-        log.info("listening", extra={"service": "bridge", "mqtt": mqtt_url, "speech": target})
+        broker = parse_url(mqtt_url)  # the URLs have secrets in them
+        facts = {"mqtt": f"{broker.host}:{broker.port}", "speech": parse_target(target).address}
+        log.info("listening", extra={"service": "bridge", **facts})
         try:
             await stop.wait()
         finally:

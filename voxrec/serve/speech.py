@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['log', 'MAX_MESSAGE', 'TICK_S', 'RETRY', 'QUIET_S', 'SPEECHLESS_S', 'AT_A_TIME', 'KEEPALIVE', 'SERVER_OPTIONS',
            'LAST_S', 'BY_CODE', 'CLIENT_OPTIONS', 'OWN_STATUS', 'Limits', 'check_config', 'ask_of', 'same_words',
-           'Agreement', 'final_result', 'Utterance', 'Wire', 'read_config', 'read_audio', 'Telling', 'Uttering',
-           'Stream', 'endpointing', 'resampler', 'foreseen', 'refuse', 'Metrics', 'never', 'SpeechService', 'serving',
-           'serve_speech', 'running_speech', 'error_of', 'connect_speech', 'service_error', 'exchange', 'recognize']
+           'Agreement', 'final_result', 'Utterance', 'Wire', 'read_config', 'read_audio', 'Identity', 'Telling',
+           'Uttering', 'Stream', 'endpointing', 'resampler', 'foreseen', 'refuse', 'Metrics', 'never', 'SpeechService',
+           'serving', 'serve_speech', 'running_speech', 'error_of', 'connect_speech', 'service_error', 'exchange',
+           'recognize']
 
 # %% ../../nbs/70_speech_service.ipynb #0a3fe179
 import asyncio
@@ -41,7 +42,7 @@ from grpc.aio import EOF, AioRpcError, InternalError, ServicerContext
 from msgspec import Struct, field
 from msgspec.structs import replace
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, Tracer, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -49,6 +50,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from ..errors import ConfigError, InputError, Overloaded, TimedOut, TooLarge, VoxrecError
 from ..mqtt import background_loop
 from .batcher import Batcher, BatchLimits, Job, Kind, full, stopping
+from .guard import Guard, Tls, parse_target, server_credentials
 from ..service import STATUS, status_of
 from ..speech.v1 import speech_pb2_grpc
 from ..speech.v1.speech_pb2 import PCM16, Audio, Config, Request, Result, Word
@@ -254,27 +256,34 @@ async def read_audio(wire: Wire) -> AsyncIterator[bytes]:
             return
 
 # %% ../../nbs/70_speech_service.ipynb #bbcf8d19
-class Telling:
-    "What a stream asks of the recogniser, and tells its client."
+class Identity:
+    "Whose stream it is."
 
-    def __init__(self, service: "SpeechService", context: ServicerContext):
-        self.service, self.limits = service, service.limits
-        self.wire = Wire(context, service.limits, self.meanwhile)
-        self.config = Config()
-        self.id, self.count, self.parent = uuid4().hex[:12], 0, Context()
-        self.utterance: Utterance | None = None
-        self.heard_s = self.spoke_s = time.monotonic()  # when it last sent audio, and had speech in it
-        self.cut = asyncio.get_running_loop().create_future()  # done: others need its place
+    def __init__(self, peer: str):
+        self.id, self.peer, self.count = uuid4().hex[:12], peer, 0  # `count`: of utterances
+        self.key, self.config = "", Config()  # `key`: the name of who showed one
 
     @property
     def caller(self) -> str:
-        "Who takes turns with the others: the tenant, or the connection of who names none."
-        return self.config.tenant or str(self.wire.context.peer())
+        "Who takes turns with the others: the tenant of a key, or the connection of who shows and names none."
+        return "/".join(filter(None, (self.key, self.config.tenant))) or self.peer
 
     def facts(self) -> dict[str, str]:
         "What the log and the trace say of it."
-        said = {"stream": self.id, "utterances": str(self.count)}
+        said = {"stream": self.id, "utterances": str(self.count), "key": self.key}
         return said | {"device": self.config.device, "tenant": self.config.tenant}
+
+# %% ../../nbs/70_speech_service.ipynb #59715b24
+class Telling(Identity):
+    "What a stream asks of the recogniser, and tells its client."
+
+    def __init__(self, service: "SpeechService", context: ServicerContext):
+        super().__init__(str(context.peer()))
+        self.service, self.limits, self.parent = service, service.limits, Context()
+        self.wire = Wire(context, service.limits, self.meanwhile)
+        self.utterance: Utterance | None = None
+        self.heard_s = self.spoke_s = time.monotonic()  # when it last sent audio, and had speech in it
+        self.cut = asyncio.get_running_loop().create_future()  # done: others need its place
 
     def submit(self, samples: Samples, kind: Kind) -> Future[Transcript]:
         ask = ask_of(self.config, samples, kind == "final" and self.config.words)
@@ -339,6 +348,7 @@ class Uttering(Telling):
         for event in events:
             self.spoke_s = time.monotonic()
             if isinstance(event, Started):
+                self.service.guard.hit(self.caller)
                 self.service.batcher.check_room("final", self.caller)  # better now than after a sentence
                 self.count += 1
                 self.utterance = Utterance(f"{self.id}-{self.count}", event.start_ms)
@@ -464,9 +474,10 @@ class SpeechService(speech_pb2_grpc.SpeechServicer):
 
     def __init__(
         self, recognizer: Recognizer, registry: CollectorRegistry, endpoint: EndpointConfig, limits: Limits,
-        complete: Callable[[str, str], bool], tracer: Tracer,
+        complete: Callable[[str, str], bool], guard: Guard, tracer: Tracer,
     ):  # fmt: skip
-        self.endpoint, self.limits, self.complete, self.tracer = endpoint, limits, complete, tracer
+        self.endpoint, self.limits, self.complete = endpoint, limits, complete
+        self.guard, self.tracer = guard, tracer
         self.metrics = Metrics(registry)
         self.room = _Room(limits, self.metrics)
         self.stopping: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -480,10 +491,12 @@ class SpeechService(speech_pb2_grpc.SpeechServicer):
 
     async def StreamingRecognize(self, requests: Any, context: ServicerContext) -> None:
         stream, error, code = Stream(self, context), None, "CANCELLED"
-        caller = TraceContextTextMapPropagator().extract(dict(context.invocation_metadata() or ()))
-        span = self.tracer.start_span("StreamingRecognize", caller, kind=SpanKind.SERVER)
+        metadata = dict(context.invocation_metadata() or ())
+        parent = TraceContextTextMapPropagator().extract(metadata)
+        span = self.tracer.start_span("StreamingRecognize", parent, kind=SpanKind.SERVER)
         stream.parent = set_span_in_context(span)
         try:
+            stream.key = self.guard.name_of(metadata)
             self.batcher.check_room("final", stream.caller)
             self.room.enter(stream)
             await stream.run()
@@ -494,16 +507,20 @@ class SpeechService(speech_pb2_grpc.SpeechServicer):
         finally:
             self.room.leave(stream)
             self.metrics.ended.labels(code).inc()
-            facts = {**stream.facts(), "code": code}
-            log.info("stream ended", extra=facts)
-            span.set_attributes(facts)
-            span.end()
+            _told_of(span, {**stream.facts(), "code": code})
         if error:
             await refuse(context, error, self.limits.write_s)
 
     def close(self) -> None:
         self.batcher.close()
         self._vad_thread.shutdown()
+
+# %% ../../nbs/70_speech_service.ipynb #c105cab0
+def _told_of(span: Span, facts: dict[str, str]) -> None:
+    "The end of a stream, in the log and in its trace."
+    log.info("stream ended", extra=facts)
+    span.set_attributes(facts)
+    span.end()
 
 # %% ../../nbs/70_speech_service.ipynb #a30f628c
 KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]
@@ -533,21 +550,25 @@ async def serving(
     endpoint: EndpointConfig | None = None,
     limits: Limits | None = None,
     complete: Callable[[str, str], bool] = never,
+    guard: Guard | None = None,
+    tls: Tls | None = None,
     tracer: Tracer | None = None,
     drain_s: float = 10,
 ) -> AsyncIterator[int]:
-    """Serve while the block lasts; gives the port (0: a free one). Raises ConfigError when it is taken.
+    """Serve while the block lasts; gives the port (0: a free one).
 
-    `complete`: whether a text is all that this tenant's speaker will say, so that a pause ends the utterance.
+    Raises ConfigError when it is taken, or the files of `tls` are wrong. `complete`: whether a text is all
+    that this tenant's speaker will say, so that a pause ends the utterance.
     """
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server, at = grpc.aio.server(options=SERVER_OPTIONS), f"{host}:{port}"
+    credentials = server_credentials(tls) if tls else None
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        bound = server.add_secure_port(at, credentials) if tls else server.add_insecure_port(at)
     except RuntimeError:
-        raise ConfigError(f"cannot listen on {host}:{port}", hint="Choose another port.") from None
+        raise ConfigError(f"cannot listen on {at}", hint="Choose another port.") from None
     service = SpeechService(
         recognizer, registry, endpoint or EndpointConfig(), limits or Limits(), complete,
-        tracer or new_tracer("speech"),
+        guard or Guard(), tracer or new_tracer("speech"),
     )  # fmt: skip
     speech_pb2_grpc.add_SpeechServicer_to_server(service, server)
     await server.start()
@@ -565,23 +586,15 @@ def serve_speech(
     host: str,
     port: int,
     registry: CollectorRegistry,
-    *,
-    endpoint: EndpointConfig | None = None,
-    complete: Callable[[str, str], bool] = never,
-    tracer: Tracer | None = None,
-    drain_s: float = 10,
+    **how: Any,
 ) -> None:
-    "Serve until SIGTERM or Ctrl-C. Raises ConfigError when the port is taken."
+    "Serve until SIGTERM or Ctrl-C. `how` and errors: as `serving` has them."
 
     async def until_told() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, stop.set)
-        up = serving(
-            recognizer, host, port, registry,
-            endpoint=endpoint, complete=complete, tracer=tracer, drain_s=drain_s,
-        )  # fmt: skip
-        async with up:
+        async with serving(recognizer, host, port, registry, **how):
             await stop.wait()
 
     asyncio.run(until_told())
@@ -594,18 +607,11 @@ def running_speech(
     port: int = 0,
     registry: CollectorRegistry | None = None,
     *,
-    endpoint: EndpointConfig | None = None,
-    limits: Limits | None = None,
-    complete: Callable[[str, str], bool] = never,
-    tracer: Tracer | None = None,
     drain_s: float = 1,
+    **how: Any,
 ) -> Iterator[str]:
-    "Run the service on a background thread; gives `host:port`, and drains it at the end."
-    registry = registry or new_registry("speech")
-    up = serving(
-        recognizer, host, port, registry,
-        endpoint=endpoint, limits=limits, complete=complete, tracer=tracer, drain_s=drain_s,
-    )  # fmt: skip
+    "Run the service on a background thread; gives `host:port`, drains it at the end. `how`: as `serving`."
+    up = serving(recognizer, host, port, registry or new_registry("speech"), drain_s=drain_s, **how)
     with background_loop("speech") as loop:
         bound = asyncio.run_coroutine_threadsafe(up.__aenter__(), loop).result(60)
         try:
@@ -637,9 +643,19 @@ CLIENT_OPTIONS = [
 
 
 @asynccontextmanager
-async def connect_speech(address: str) -> AsyncIterator[speech_pb2_grpc.SpeechStub]:
-    "A stub for the service at `host:port`. It connects at the first call, and again when it must."
-    async with grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS) as channel:
+async def connect_speech(url: str) -> AsyncIterator[speech_pb2_grpc.SpeechStub]:
+    """A stub for the service at `host:port` or `grpcs://KEY@host:port`. ConfigError: neither.
+
+    It connects at the first call, and again when it must.
+    """
+    at, credentials = parse_target(url)
+    how = {"options": CLIENT_OPTIONS}
+    channel = (
+        grpc.aio.secure_channel(at, credentials, **how)
+        if credentials
+        else grpc.aio.insecure_channel(at, **how)
+    )
+    async with channel:
         yield speech_pb2_grpc.SpeechStub(channel)
 
 # %% ../../nbs/70_speech_service.ipynb #2aa5b9e2
