@@ -29,7 +29,8 @@ from voxrec.bench import find_root
 from voxrec.config import Settings
 from voxrec.errors import ConfigError, VoxrecError
 from voxrec.serve import asr_api
-from voxrec.serve.asr_api import AsrApi, Routes, encoded, open_asr, running_asr
+from voxrec.serve.asr_api import AsrApi, Pieces, Routes, encoded, open_asr, running_asr
+from voxrec.serve.batcher import Batcher, BatchLimits
 from voxrec.serve.models import Models
 from voxrec.service import running
 from voxrec.telemetry import new_registry, new_tracer, sample
@@ -482,9 +483,9 @@ def test_who_hangs_up_is_not_heard_any_further(service: tuple[str, AsrApi], long
 def test_full_is_said_with_a_time_to_come_back(service: tuple[str, AsrApi], http: httpx.Client) -> None:
     url, api = service
     places = api.routes.places
-    lines = [raw(url, FORM + "Content-Length: 1000", FILE) for _ in range(asr_api.AT_ONCE)]
+    lines = [raw(url, FORM + "Content-Length: 1000", FILE) for _ in range(asr_api.OF_EACH)]
     try:
-        until(lambda: places.taken.total() == asr_api.AT_ONCE)
+        until(lambda: places.taken.total() == asr_api.OF_EACH)
         refused = http.post("/transcribe", files={"file": COMMAND.read_bytes()})
         assert refused.status_code == 503 and refused.headers["retry-after"] == "5"
         assert refused.json()["error"] == "overloaded" and "Try again" in refused.json()["hint"]
@@ -496,6 +497,34 @@ def test_full_is_said_with_a_time_to_come_back(service: tuple[str, AsrApi], http
             line.close()
     until(lambda: not places.taken)
     text_of(http.post("/transcribe", files={"file": COMMAND.read_bytes()}))
+
+
+def test_a_final_that_gives_way_is_heard_later() -> None:
+    "One caller fills the line of finals, another comes; all are heard."
+
+    class Waiting(Recognizer):
+        cue = threading.Event()
+
+        def transcribe_batch(self, asks: Sequence[Ask]) -> list[Transcript | VoxrecError]:
+            assert self.cue.wait(20)
+            return [Transcript(text="yes") for _ in asks]
+
+    batcher = Batcher(Waiting(), new_registry("test"), BatchLimits(waiting=4, at_once=1))
+    asks = [Ask(samples=np.zeros(16, np.float32))]
+
+    def heard(caller: str) -> str:
+        (told,) = Pieces(batcher, caller, None, threading.Event()).transcribe_batch(asks)
+        assert isinstance(told, Transcript)
+        return told.text
+
+    with ThreadPoolExecutor(6) as pool:
+        many = [pool.submit(heard, "many") for _ in range(5)]
+        until(lambda: len(batcher.queue.lines.finals) == 4)
+        one = pool.submit(heard, "one")
+        until(lambda: len(batcher.queue.lines.pieces) == 1)
+        Waiting.cue.set()
+        assert [answer.result(20) for answer in (*many, one)] == ["yes"] * 6
+    batcher.close()
 
 
 def test_a_long_recording_in_any_order_with_others(http: httpx.Client, long: Samples) -> None:

@@ -194,6 +194,7 @@ def test_the_end_is_told_to_who_waits() -> None:
     third = batcher.submit(Job(stream="c", ask=Ask(samples=sound(1)), kind="final"))
     threading.Timer(0.1, parrot.cue.set).start()
     batcher.close()
+    batcher.close()  # as often as one likes
     assert isinstance(third.exception(1), Unavailable)
     assert first.done() and second.done()
     with pytest.raises(Unavailable):

@@ -649,6 +649,82 @@ def test_an_utterance_whose_sound_stops_coming_is_heard(echo: Echo, word: Sample
         with_stub(address, story)
 
 
+def test_a_slow_final_does_not_cut_what_comes_after_it(word: Samples) -> None:
+    "While it is heard, nothing is read; that is no pause of the speaker's."
+
+    class Slow(Echo):
+        def transcribe(self, *args: Any, **how: Any) -> Transcript:
+            time.sleep(1.0)
+            return super().transcribe(*args, **how)
+
+    how = {"endpoint": EndpointConfig(max_ms=1500), "limits": Limits(stall_s=0.5)}
+    with running_speech(Slow(), **how) as address:  # type: ignore[arg-type]
+        told = with_stub(address, lambda stub: results(stub, CONFIG, np.tile(word, 12)[: 6 * RATE]))
+    assert len(told) >= 3 and all(r.end_ms - r.start_ms > 1000 for r in told[:-1]), told
+
+
+async def hold(stub: Any, tenant: str, word: Samples) -> None:
+    "Speech, and then a sample now and then."
+
+    async def drip() -> AsyncIterator[Request]:
+        yield Request(config=Config(tenant=tenant, sample_rate=RATE))
+        yield audio(0, samples_to_pcm(word[: RATE // 2]))
+        for seq in count(1):
+            await asyncio.sleep(0.1)
+            yield audio(seq, bytes(2))
+
+    async for _ in exchange(stub, drip()):
+        pass
+
+
+def test_a_sample_now_and_then_holds_no_place(echo: Echo, word: Samples) -> None:
+    "The utterance ends after the time of the longest one; the place is lost when no more is said."
+    limits, endpoint = Limits(streams=4, stall_s=0.5), EndpointConfig(max_ms=1000)
+    registry = new_registry("speech")
+
+    async def story(stub: Any) -> None:
+        drips = [asyncio.create_task(hold(stub, f"t{i}", word)) for i in range(4)]
+        await until(lambda: sample(registry, "voxrec_speech_streams") == 4)
+        with pytest.raises(Overloaded):
+            await results(stub, CONFIG, word)
+        await until(lambda: len(echo.heard) == 4)  # the four utterances are over
+        await asyncio.sleep(0.5)
+        assert await results(stub, CONFIG, word)
+        for task in drips:
+            task.cancel()
+        await asyncio.wait(drips)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("voxrec.serve.speech.SPEECHLESS_S", 0.3)
+        with running_speech(echo, endpoint=endpoint, limits=limits, registry=registry) as address:
+            with_stub(address, story)
+
+
+def test_places_have_an_end(echo: Echo, word: Samples) -> None:
+    "Who is told to go may end the sentence; so there are more streams than places, but not twice as many."
+    registry, limits = new_registry("speech"), Limits(streams=4, stall_s=60)
+
+    async def story(stub: Any) -> None:
+        drips = []
+        for tenant in "abcdef":
+            for _ in range(4):
+                drips.append(asyncio.create_task(hold(stub, tenant, word)))
+                await asyncio.sleep(0.05)
+        assert 4 < sample(registry, "voxrec_speech_streams") <= 8
+        for task in drips:
+            task.cancel()
+        await asyncio.wait(drips)
+
+    with running_speech(echo, limits=limits, registry=registry) as address:
+        with_stub(address, story)
+
+
+async def until(what: Callable[[], bool], patience_s: float = 20) -> None:
+    async with asyncio.timeout(patience_s):
+        while not what():
+            await asyncio.sleep(0.02)
+
+
 def test_a_stream_is_a_span_and_its_work_lies_within(echo: Echo, word: Samples) -> None:
     memory = InMemorySpanExporter()
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

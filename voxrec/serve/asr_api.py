@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'Format', 'Kind', 'FIELDS_HINT', 'SLOWEST', 'UPLOAD_S', 'ROOM_S', 'Heard', 'ENCODERS', 'MEDIA', 'PCM_RATE',
-           'MOST_CHARS', 'T', 'Help', 'PLACES', 'AT_ONCE', 'NOTHING', 'OPENAI_VOICES', 'OPENAI_SPEAKERS', 'WRITE_S',
+           'MOST_CHARS', 'T', 'Help', 'PLACES', 'OF_EACH', 'NOTHING', 'OPENAI_VOICES', 'OPENAI_SPEAKERS', 'WRITE_S',
            'PART', 'REQUEST_ID', 'REST_S', 'REST_BYTES', 'DOORS', 'OPEN', 'TEND_S', 'Helping', 'Fields', 'OwnFields',
            'WrongField', 'as_fields', 'read_fields', 'read_form', 'upload_too_large', 'Gone', 'Pieces', 'Rejected',
            'lent', 'Hearing', 'decoded', 'full_text', 'srt', 'vtt', 'usage', 'verbose', 'Spoken', 'spoken', 'encoded',
@@ -194,25 +194,33 @@ class Pieces(Recognizer):
         self.first, self.waiting = False, []
         try:
             for ask in asks:
-                job = Job(stream=self.stream, caller=self.caller, ask=ask, kind=kind, parent=self.parent)
-                self.waiting.append(self._submit(job))
-            found = [answer.result() for answer in self.waiting]
+                self._submit(ask, kind)
+            found = [self._answer(ask, answer) for ask, answer in zip(asks, list(self.waiting), strict=True)]
         except CancelledError:
             raise Gone from None
         finally:
             self.stop()
         return list(found)
 
-    def _submit(self, job: Job) -> Future[Transcript]:
+    def _submit(self, ask: Ask, kind: Literal["final", "piece"]) -> Future[Transcript]:
+        job = Job(stream=self.stream, caller=self.caller, ask=ask, kind=kind, parent=self.parent)
         until = time.monotonic() + ROOM_S
         while not self.gone.is_set():
             try:
-                return self.batcher.submit(job)
+                self.waiting.append(self.batcher.submit(job))
+                return self.waiting[-1]
             except Overloaded as e:
                 if time.monotonic() > until:
                     raise
                 self.gone.wait(min(e.retry_after_s, 1.0))
         raise Gone
+
+    def _answer(self, ask: Ask, answer: Future[Transcript]) -> Transcript:
+        "What is heard; a final that gave way waits again, as a piece, which need not."
+        try:
+            return answer.result()
+        except Overloaded:
+            return self._submit(ask, "piece").result()
 
     def stop(self) -> None:
         "What still waits is not heard."
@@ -497,7 +505,7 @@ async def listen_to(hearing: Hearing, pool: ThreadPoolExecutor) -> AsyncGenerato
         hearing.stop()
 
 # %% ../../nbs/72_asr_api.ipynb #b1d77ec2
-PLACES, AT_ONCE = 128, 32  # requests that may be inside; of one caller, and that are worked on
+PLACES, OF_EACH = 128, 32  # requests that may be inside; of one caller
 NOTHING = np.empty(0, np.float32)
 OPENAI_VOICES = "default alloy ash ballad cedar coral echo fable marin nova onyx sage shimmer verse"
 OPENAI_SPEAKERS = "tts-1 tts-1-hd gpt-4o-mini-tts"
@@ -510,8 +518,8 @@ class Shared:
         self.models, self.settings, self.tracer = models, settings, tracer
         self.keys = read_keys(settings.api_keys) if settings.api_keys else {}
         self.gate, self.rate = Gate(self.keys), Rate(settings.speech_per_minute)
-        self.places = Places(PLACES, AT_ONCE)
-        self.pool, self.vad = ThreadPoolExecutor(AT_ONCE, "asr"), Vad()
+        self.places = Places(PLACES, OF_EACH)
+        self.pool, self.vad = ThreadPoolExecutor(PLACES, "asr"), Vad()  # most of them wait for the batcher
         self._voice, self._opening = list[Voice](), threading.Lock()
         self.audio_s = Counter(
             "voxrec_asr_audio_seconds", "Sound that was heard", ["model"], registry=registry

@@ -34,10 +34,8 @@ class Rate:
     "How often each caller may ask: `per_minute` times in any sixty seconds."
 
     def __init__(self, per_minute: int):
-        self._item, self._limiter = (
-            RateLimitItemPerMinute(per_minute),
-            MovingWindowRateLimiter(MemoryStorage()),
-        )
+        self._item = RateLimitItemPerMinute(per_minute)
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     def hit(self, caller: str) -> None:
         "Raises RateLimited, with the seconds until there is room."
@@ -66,10 +64,10 @@ class Guard:
             raise Unauthorized("no key that we know" if key else "a key is needed", hint=hint)
         return name
 
-    def hit(self, caller: str) -> None:
-        "One utterance more. Raises RateLimited. Where no keys are asked for, nobody counts."
+    def hit(self, name: str) -> None:
+        "One utterance more of this key's. Raises RateLimited. Where no keys are asked for, nobody counts."
         if self._names:
-            self._rate.hit(caller)
+            self._rate.hit(name)
 
 # %% ../../nbs/66_guard.ipynb #fab0458e
 class Tls(Struct, frozen=True, kw_only=True):
@@ -89,18 +87,21 @@ def _content(path: Path) -> bytes:
 
 
 def _certificates(tls: Tls) -> Any:
-    "What the files hold. Raises ConfigError when they are no pair."
-    pair = _content(tls.private_key), _content(tls.certificate)
-    clients = _content(tls.clients) if tls.clients else None
+    "What the files hold. Raises ConfigError when they are no pair, or change meanwhile."
+    files = [tls.private_key, tls.certificate, *([tls.clients] if tls.clients else [])]
+    held = [_content(path) for path in files]
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tls.certificate, tls.private_key, password=lambda: "")
         if tls.clients:
             context.load_verify_locations(tls.clients)
-    except ssl.SSLError as e:
+    except OSError as e:  # SSLError is one
         hint = "They are PEM: a certificate, its private key without a password, and the clients' authority."
-        raise ConfigError(f"{tls.certificate} and {tls.private_key}: {e.reason}", hint=hint) from None
-    return grpc.ssl_server_certificate_configuration([pair], clients)
+        why = getattr(e, "reason", None) or "not readable"
+        raise ConfigError(f"{tls.certificate} and {tls.private_key}: {why}", hint=hint) from None
+    if held != [_content(path) for path in files]:
+        raise ConfigError(f"{tls.certificate} changes at this moment", hint="Try again.")
+    return grpc.ssl_server_certificate_configuration([(held[0], held[1])], held[2] if tls.clients else None)
 
 
 def server_credentials(tls: Tls) -> Any:
@@ -125,7 +126,7 @@ class Target(NamedTuple):
 
 def parse_target(url: str) -> Target:
     "`host:port`, or `grpcs://[KEY@]host:port[?ca=FILE][&cert=FILE&cert_key=FILE]`. Raises ConfigError."
-    if "://" not in url:
+    if "://" not in url and not set(url) & set("@/?"):  # else a key may be in it
         return Target(url, None)
     try:
         parts = urlsplit(url)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['log', 'MAX_MESSAGE', 'TICK_S', 'RETRY', 'QUIET_S', 'SPEECHLESS_S', 'AT_A_TIME', 'KEEPALIVE', 'SERVER_OPTIONS',
            'LAST_S', 'BY_CODE', 'CLIENT_OPTIONS', 'OWN_STATUS', 'Limits', 'check_config', 'ask_of', 'same_words',
-           'Agreement', 'final_result', 'Utterance', 'Wire', 'read_config', 'read_audio', 'Identity', 'Telling',
-           'Uttering', 'Stream', 'endpointing', 'resampler', 'foreseen', 'refuse', 'Metrics', 'never', 'SpeechService',
-           'serving', 'serve_speech', 'running_speech', 'error_of', 'connect_speech', 'service_error', 'exchange',
-           'recognize']
+           'Agreement', 'final_result', 'Utterance', 'Wire', 'read_config', 'read_audio', 'Identity', 'taken',
+           'Telling', 'Uttering', 'Stream', 'endpointing', 'resampler', 'foreseen', 'refuse', 'Metrics', 'never',
+           'SpeechService', 'serving', 'serve_speech', 'running_speech', 'error_of', 'connect_speech', 'service_error',
+           'exchange', 'recognize']
 
 # %% ../../nbs/70_speech_service.ipynb #0a3fe179
 import asyncio
@@ -274,6 +274,10 @@ class Identity:
         return said | {"device": self.config.device, "tenant": self.config.tenant}
 
 # %% ../../nbs/70_speech_service.ipynb #59715b24
+def taken() -> Overloaded:
+    return full("others need the place of this stream", 1.0)
+
+
 class Telling(Identity):
     "What a stream asks of the recogniser, and tells its client."
 
@@ -292,6 +296,7 @@ class Telling(Identity):
 
     async def tell(self, result: Result) -> None:
         await self.wire.write(result)
+        self.heard_s = time.monotonic()  # what came meanwhile has not been read
         self.service.metrics.results.labels("final" if result.is_final else "partial").inc()
 
     def ask_partial(self, state: EndpointState) -> None:
@@ -307,7 +312,7 @@ class Telling(Identity):
             if self.service.stopping.done():
                 raise stopping()
             if self.cut.done():
-                raise full("others need the place of this stream", 1.0)
+                raise taken()
             return {self.service.stopping, self.cut}
         if result := self.utterance.take():
             known = self.service.complete(result.text, self.config.tenant)
@@ -320,6 +325,7 @@ class Uttering(Telling):
     "Where a stream's utterances begin and end."
 
     segmenter: Segmenter
+    full_s: float  # when the utterance is as long as one may be, if its sound comes as it is spoken
 
     async def hear(self, samples: Samples) -> None:
         "A message, a second at a time, so that others have their turns."
@@ -333,7 +339,7 @@ class Uttering(Telling):
         "An utterance that nothing comes of any more is over, and so is one that the service cannot wait for."
         now, stopping = time.monotonic(), self.service.stopping
         late = stopping.done() and stopping.result() < now
-        if self.utterance and (late or self.heard_s < now - self.limits.stall_s):
+        if self.utterance and (late or now > self.limits.stall_s + min(self.heard_s, self.full_s)):
             await self.on(self.segmenter.finish())
         return await super().meanwhile()
 
@@ -348,10 +354,13 @@ class Uttering(Telling):
         for event in events:
             self.spoke_s = time.monotonic()
             if isinstance(event, Started):
-                self.service.guard.hit(self.caller)
+                if self.cut.done():
+                    raise taken()
                 self.service.batcher.check_room("final", self.caller)  # better now than after a sentence
+                self.service.guard.hit(self.key)
                 self.count += 1
                 self.utterance = Utterance(f"{self.id}-{self.count}", event.start_ms)
+                self.full_s = self.spoke_s + self.segmenter.config.max_ms / 1000
             elif self.utterance:
                 self.utterance.drop()
                 transcript = await asyncio.wrap_future(self.submit(event.samples, "final"))
@@ -366,6 +375,7 @@ class Stream(Uttering):
         "Serve it to its end. Raises VoxrecError; CancelledError when the client is gone."
         try:
             self.config = await read_config(self.wire)
+            self.service.batcher.check_room("final", self.caller)
             self.service.batcher.recognizer.check(ask_of(self.config, np.empty(0, np.float32)))
             resample = resampler(self.config.sample_rate)
             usual = self.service.endpoint
@@ -445,7 +455,9 @@ class _Room:
             may_go = [s for s in self.streams if not (s.utterance or s.cut.done())]
             may_go = [s for s in may_go if s.heard_s < now - QUIET_S or s.spoke_s < now - SPEECHLESS_S]
             may_go = may_go or self._of_who_has_most(stream.caller)
-            if not may_go:
+            if (
+                not may_go or len(self.streams) >= 2 * self.limits.streams
+            ):  # who is told to go first ends a sentence
                 raise full(f"{self.limits.streams} streams are open already", 1.0)
             min(may_go, key=lambda s: s.spoke_s).cut.set_result(None)
         self._change(self.streams | {stream})
@@ -497,7 +509,6 @@ class SpeechService(speech_pb2_grpc.SpeechServicer):
         stream.parent = set_span_in_context(span)
         try:
             stream.key = self.guard.name_of(metadata)
-            self.batcher.check_room("final", stream.caller)
             self.room.enter(stream)
             await stream.run()
             code = "OK"
@@ -565,7 +576,8 @@ async def serving(
     try:
         bound = server.add_secure_port(at, credentials) if tls else server.add_insecure_port(at)
     except RuntimeError:
-        raise ConfigError(f"cannot listen on {at}", hint="Choose another port.") from None
+        other = ", or a certificate of another kind (RSA 2048, P-256)" if tls else ""
+        raise ConfigError(f"cannot listen on {at}", hint=f"Choose another port{other}.") from None
     service = SpeechService(
         recognizer, registry, endpoint or EndpointConfig(), limits or Limits(), complete,
         guard or Guard(), tracer or new_tracer("speech"),
@@ -637,6 +649,7 @@ def error_of(code: grpc.StatusCode, details: str | None, metadata: Any) -> Voxre
 
 CLIENT_OPTIONS = [
     *KEEPALIVE,
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own, since the service tells callers by it
     ("grpc.initial_reconnect_backoff_ms", 100),  # a service that was restarted is found again at once,
     ("grpc.max_reconnect_backoff_ms", 1_000),  # however long it had been away
 ]
