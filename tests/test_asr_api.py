@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -603,8 +604,8 @@ class Collector(ThreadingHTTPServer):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 plain = gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body
-                for resource in ExportTraceServiceRequest.FromString(plain).resource_spans:
-                    for scope in resource.scope_spans:
+                for of in ExportTraceServiceRequest.FromString(plain).resource_spans:
+                    for scope in of.scope_spans:
                         spans.extend(scope.spans)
                 self.send_response(200)
                 self.end_headers()
@@ -678,13 +679,15 @@ def test_wrong_settings_stop_it_at_once(tmp_path: Path) -> None:
             pass
 
 
-def test_the_command_serves_and_drains() -> None:
+@contextmanager
+def command() -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    "`voxrec serve asr`, a process of its own."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = os.environ | {"VOXREC_WHISPER_MODEL": "domain"}
-    command = [str(Path(sys.executable).with_name("voxrec")), "serve", "asr", "--port", str(port)]
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    words = [str(Path(sys.executable).with_name("voxrec")), "serve", "asr", "--port", str(port)]
+    process = subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
 
@@ -696,10 +699,43 @@ def test_the_command_serves_and_drains() -> None:
                     return False
 
             until(up, 60)
-            text_of(http.post("/transcribe", files={"file": COMMAND.read_bytes()}))
-            process.terminate()
-            text_of(http.post("/transcribe", files={"file": COMMAND.read_bytes()}))  # a second's notice
-        assert process.wait(30) == 0
+            yield process, http
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_command_serves_and_drains() -> None:
+    with command() as (process, http):
+        text_of(http.post("/transcribe", files={"file": COMMAND.read_bytes()}))
+        process.terminate()
+        text_of(http.post("/transcribe", files={"file": COMMAND.read_bytes()}))  # a second's notice
+        assert process.wait(30) == 0
+
+
+def ended(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return not connection.recv(4096)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_ten_thousand_that_say_nothing() -> None:
+    "Or as many as there may be files. While they are there somebody is heard; after a while they are gone."
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    n = min(10_000, (files if files != resource.RLIM_INFINITY else 20_000) - 600)
+    with command() as (process, http), ExitStack() as held:
+        text_of(http.post("/transcribe", files={"file": COMMAND.read_bytes()}))
+        service = psutil.Process(process.pid)
+        before, address = service.memory_info().rss, (http.base_url.host, http.base_url.port)
+        silent = [held.enter_context(socket.create_connection(address, timeout=20)) for _ in range(n)]
+        assert service.num_fds() > n // 2
+        with httpx.Client(base_url=http.base_url, timeout=30) as somebody:
+            text_of(somebody.post("/transcribe", files={"file": COMMAND.read_bytes()}))
+        assert service.memory_info().rss - before < 400 << 20
+        until(lambda: all(map(ended, silent)), 60)
+        until(lambda: service.num_fds() < n // 2)
+        text_of(http.post("/transcribe", files={"file": COMMAND.read_bytes()}))
